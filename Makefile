@@ -1,0 +1,44 @@
+# Every target makes .venv and installs what it lacks; when nothing is missing it starts at once.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+ACTIVE := PATH="$(CURDIR)/$(BIN):$$PATH"
+
+.PHONY: help repro test test-slow bench lint install clean
+help:            ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+repro: $(VENV)/.run ## run the pipeline in params.yaml, then print metrics and the report's place
+	@$(ACTIVE) deepcluster plan
+	@$(ACTIVE) dvc repro
+	@$(ACTIVE) deepcluster summary
+
+test: $(VENV)/.dev ## the tests, without the slow ones
+	@$(ACTIVE) pytest -n 2
+
+test-slow: $(VENV)/.dev ## the slow tests
+	@$(ACTIVE) pytest -m slow
+
+bench: $(VENV)/.dev ## the benchmarks
+	@$(ACTIVE) python -m benchmarks
+
+lint: $(VENV)/.dev ## formatting, lint, types, direction of imports
+	@$(ACTIVE) ruff format --check .
+	@$(ACTIVE) ruff check .
+	@$(ACTIVE) mypy
+	@$(ACTIVE) lint-imports --no-cache
+
+install: $(VENV)/.dev ## everything, for development
+
+$(VENV)/.run: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $(VENV)/.run $@
+
+clean:           ## remove the environment and tool caches; data stays
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

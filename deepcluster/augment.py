@@ -1,0 +1,117 @@
+"""Batched random transforms on the images' own device; every image draws its own parameters.
+
+Crop, flip and affine are one matrix per image and one resampling per batch. Parameters are drawn on the CPU, so a seed
+means the same on every device; every parameter is drawn whether it is used or not, so switching one off leaves the
+draws of the others as they were. Shapes: N images, C channels, H height, W width.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CROP_TRIES = 10
+DRAWS = 2 * CROP_TRIES + 8
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Which random transforms, and how strong. The defaults leave images as they are."""
+
+    crop: bool = False
+    """Random resized crop (Inception style)."""
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    """Range of the crop's share of the image area."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Range of the crop's width over height, log-uniform."""
+    flip: bool = False
+    """Left-right, for half of the images."""
+    rotation: float = 0.0
+    """Degrees, drawn from -rotation to +rotation."""
+    translate: float = 0.0
+    """Share of width and of height, drawn from -translate to +translate for each."""
+    zoom: tuple[float, float] = (1.0, 1.0)
+    """Range of the magnification; above 1 the content grows."""
+    shear: float = 0.0
+    """Degrees of horizontal shear, drawn from -shear to +shear."""
+    padding: Literal["zeros", "border", "reflection"] = "zeros"
+    """Beyond the image: black, which suits digits and drawings; the edge repeated, or mirrored, for photos."""
+
+
+def augment(images_NCHW: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+    """Randomly transformed float images of the same shape, dtype and device; bilinear, so never outside [0, 1].
+
+    Crop first, then flip, then shear, rotate, zoom and move about the centre. `generator` lives on the CPU.
+    """
+    count, _, height, width = images_NCHW.shape
+    uniform_DN = torch.rand((DRAWS, count), generator=generator)
+    crop_N33 = _crop(augmentation, uniform_DN[: 2 * CROP_TRIES + 2], aspect=width / height)
+    flip_N33 = _flip(augmentation, uniform_DN[2 * CROP_TRIES + 2])
+    affine_N33 = _affine(augmentation, uniform_DN[2 * CROP_TRIES + 3 :], aspect=width / height)
+    # affine_grid asks where an output pixel comes from, hence the last transform stands rightmost, inverted
+    theta_N23 = (crop_N33 @ flip_N33 @ torch.linalg.inv(affine_N33))[:, :2].to(images_NCHW)
+    grid_NHW2 = F.affine_grid(theta_N23, list(images_NCHW.shape), align_corners=False)
+    return F.grid_sample(images_NCHW, grid_NHW2, padding_mode=augmentation.padding, align_corners=False)
+
+
+def to_float(images_NCHW: Tensor) -> Tensor:
+    """uint8 images as float32 in [0, 1]."""
+    return images_NCHW.to(torch.float32) / 255
+
+
+def normalise(images_NCHW: Tensor, mean_C: Sequence[float], std_C: Sequence[float]) -> Tensor:
+    """(images - mean) / std per channel; mean and std in units of [0, 1]."""
+    mean_C11 = torch.tensor(mean_C, dtype=images_NCHW.dtype, device=images_NCHW.device).view(-1, 1, 1)
+    std_C11 = torch.tensor(std_C, dtype=images_NCHW.dtype, device=images_NCHW.device).view(-1, 1, 1)
+    return (images_NCHW - mean_C11) / std_C11
+
+
+def _between(low: float, high: float, uniform: Tensor) -> Tensor:
+    return low + (high - low) * uniform
+
+
+def _matrices(count: int, entries: dict[tuple[int, int], Tensor]) -> Tensor:
+    """[count, 3, 3] identities with some entries, each [count], replaced."""
+    matrices_N33 = torch.eye(3).repeat(count, 1, 1)
+    for (row, column), values_N in entries.items():
+        matrices_N33[:, row, column] = values_N
+    return matrices_N33
+
+
+def _crop(augmentation: Augmentation, uniform_DN: Tensor, *, aspect: float) -> Tensor:
+    """Output to input coordinates in [-1, 1]. Of ten drawn crops the first that fits; if none does, the first, cut."""
+    count = uniform_DN.shape[1]
+    if not augmentation.crop:
+        return _matrices(count, {})
+    area_TN = _between(*augmentation.crop_scale, uniform_DN[:CROP_TRIES])
+    log_low, log_high = (math.log(ratio) for ratio in augmentation.crop_ratio)
+    ratio_TN = torch.exp(_between(log_low, log_high, uniform_DN[CROP_TRIES : 2 * CROP_TRIES])) / aspect
+    width_TN, height_TN = torch.sqrt(area_TN * ratio_TN), torch.sqrt(area_TN / ratio_TN)
+    first_1N = ((width_TN <= 1) & (height_TN <= 1)).int().argmax(0, keepdim=True)
+    width_N = width_TN.gather(0, first_1N)[0].clamp(max=1)
+    height_N = height_TN.gather(0, first_1N)[0].clamp(max=1)
+    x_N = (1 - width_N) * _between(-1, 1, uniform_DN[-2])
+    y_N = (1 - height_N) * _between(-1, 1, uniform_DN[-1])
+    return _matrices(count, {(0, 0): width_N, (0, 2): x_N, (1, 1): height_N, (1, 2): y_N})
+
+
+def _flip(augmentation: Augmentation, uniform_N: Tensor) -> Tensor:
+    sign_N = torch.where(uniform_N < 0.5, -1.0, 1.0) if augmentation.flip else torch.ones_like(uniform_N)
+    return _matrices(len(uniform_N), {(0, 0): sign_N})
+
+
+def _affine(augmentation: Augmentation, uniform_DN: Tensor, *, aspect: float) -> Tensor:
+    """Input to output coordinates in [-1, 1]: shear, rotate, zoom, then move; `aspect` keeps right angles right."""
+    count = uniform_DN.shape[1]
+    angle_N = torch.deg2rad(_between(-augmentation.rotation, augmentation.rotation, uniform_DN[0]))
+    slope_N = torch.tan(torch.deg2rad(_between(-augmentation.shear, augmentation.shear, uniform_DN[1])))
+    zoom_N = _between(*augmentation.zoom, uniform_DN[2])
+    x_N, y_N = (2 * _between(-augmentation.translate, augmentation.translate, u) for u in uniform_DN[3:5])
+    cos_N, sin_N = zoom_N * torch.cos(angle_N), zoom_N * torch.sin(angle_N)
+    turn_N33 = _matrices(count, {(0, 0): cos_N, (0, 1): -sin_N / aspect, (1, 0): sin_N * aspect, (1, 1): cos_N})
+    move_N33 = _matrices(count, {(0, 2): x_N, (1, 2): y_N})
+    return move_N33 @ turn_N33 @ _matrices(count, {(0, 1): slope_N / aspect})

@@ -1,0 +1,79 @@
+"""The `deepcluster` command: every stage, planning, and a summary of the run. Light to import: no torch, no zarr."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from deepcluster import layout
+from stages.cluster import cluster
+from stages.common import run_app
+from stages.evaluate import evaluate
+from stages.extract import extract
+from stages.initialise import initialise
+from stages.pca import pca
+from stages.prepare import prepare
+from stages.report import report
+from stages.train import train
+
+app = typer.Typer(
+    help="DeepCluster as a pipeline of staged artifacts. Run in the project's folder, the one with dvc.yaml.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ONE_STAGE = "One stage, as `dvc repro` runs it"
+for command in (prepare, initialise, extract, pca, cluster, train, evaluate, report):
+    app.command(rich_help_panel=ONE_STAGE)(command)
+
+
+@app.command()
+def plan(
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", help="Set `epochs` in params.yaml first. [default: as it is]")
+    ] = None,
+) -> None:
+    """Unroll the epochs of params.yaml into stages/schedule.yaml, for dvc.yaml to repeat its stages over.
+
+    Growing keeps every epoch that exists; shrinking and growing back runs nothing again.
+    """
+    from deepcluster.plan import plan as write_plan
+
+    before, now = write_plan(epochs)
+    print(f"{layout.SCHEDULE}: {now} epochs" + (f" (were {before})" if before not in (0, now) else ""))
+
+
+@app.command()
+def summary() -> None:
+    """Print the table of epochs, the final clustering beside the baselines, and where the report is."""
+    from deepcluster.errors import ArtifactError
+    from deepcluster.evaluation.epochs import from_csv
+    from deepcluster.inspection.tables import baseline_cells, epoch_cells, print_table
+
+    try:
+        rows = from_csv((layout.EVALUATION / "epochs.csv").read_text(encoding="utf-8"))
+        metrics = json.loads((layout.EVALUATION / "metrics.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{error.filename}: not found; run `dvc repro`") from None
+    print_table(epoch_cells(rows))
+    k, sizes = metrics["k"], metrics["clusters"]
+    print(f"\nFinal clustering: k-means (k = {k}) on the L2-normalised features of epoch {metrics['epoch']}'s backbone;")
+    print(f"clusters of {sizes['smallest']:,.0f} to {sizes['largest']:,.0f} images, effective k {sizes['effective_k']:.1f}.")
+    if metrics["final"]:
+        names = {"pixels": "k-means on raw pixels", "untrained": "untrained backbone"}
+        baselines = {names[name]: scores for name, scores in metrics["baselines"].items()}
+        last = {name: metrics["pseudo_labels"][name] for name in ("nmi", "ari", "accuracy")}
+        print_table(
+            baseline_cells({"final clustering": metrics["final"], "pseudo-labels, last epoch": last} | baselines)
+        )
+    print(f"\nClusters: {layout.EVALUATION / 'clusters.csv'}\nReport:   {layout.REPORT}")
+
+
+def main() -> None:
+    """Entry point of the `deepcluster` command."""
+    run_app(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Clustering of reduced rows into pseudo-labels."""

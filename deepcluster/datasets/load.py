@@ -1,0 +1,145 @@
+"""One entrance to every data set: name, place and split in; a `Dataset` of uint8 images out.
+
+Shapes: N images, C channels (1 or 3), H and W pixels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from deepcluster.datasets.digits import read_digits
+from deepcluster.datasets.folder import read_folder
+from deepcluster.datasets.mnist import read_mnist
+from deepcluster.errors import DataError, nearest
+
+DataName = Literal["digits", "mnist", "folder"]
+DATA_NAMES: tuple[str, ...] = get_args(DataName)
+SMALLEST_STD = 1 / 255  # one grey level: dividing constant images by it stays harmless
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images in a fixed order with what is known about them.
+
+    images_NCHW: uint8, C is 1 or 3. sample_ids: the index as a string, or the path below the root with "/".
+    targets_N: int64 true labels that index class_names; both None for unlabelled images.
+    mean, std: per channel over all pixels, in units where 255 is 1; std is at least 1/255.
+    skipped: "path: reason" of every file that was left out.
+    """
+
+    images_NCHW: npt.NDArray[np.uint8]
+    sample_ids: list[str]
+    targets_N: npt.NDArray[np.int64] | None
+    class_names: list[str] | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    skipped: list[str]
+
+
+def load_dataset(
+    name: str,
+    *,
+    root: Path,
+    split: str,
+    image_size: int | None,
+    grayscale: bool,
+    max_unreadable: float = 0.0,
+    progress: Progress | None = None,
+) -> Dataset:
+    """The data set `name` (see `DataName`) as uint8 arrays, in an order that never changes.
+
+    digits: needs no files; split "all" or "train", both all 1,797 images of 8x8.
+    mnist: below root as torchvision lays it out, downloaded if absent; split "train" or "test".
+    folder: any folder of images; see `deepcluster.datasets.folder` for its rules.
+    image_size: side of the square result; None keeps the native size. progress(done, total) is called now and then.
+    grayscale only matters for folders: digits and mnist have one channel anyway.
+    Raises DataError for anything the user can mend.
+    """
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size must be >= 1 or None; got {image_size}")
+    match name:
+        case "digits":
+            images, targets, names = read_digits(split)
+            return _indexed(_resized(images, image_size, progress), targets, names)
+        case "mnist":
+            images, targets, names = read_mnist(root, split)
+            return _indexed(_resized(images, image_size, progress), targets, names)
+        case "folder":
+            folder = read_folder(
+                root,
+                split=split,
+                image_size=image_size,
+                grayscale=grayscale,
+                max_unreadable=max_unreadable,
+                progress=progress,
+            )
+            mean, std = channel_statistics(folder.images_NCHW)
+            return Dataset(
+                folder.images_NCHW,
+                folder.sample_ids,
+                folder.targets_N,
+                folder.class_names,
+                mean,
+                std,
+                folder.skipped,
+            )
+        case _:
+            known = ", ".join(DATA_NAMES)
+            raise DataError(f"unknown data set {name!r}: expected one of {known}{nearest(name, DATA_NAMES)}")
+
+
+def channel_statistics(images_NCHW: npt.NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Per-channel mean and standard deviation of uint8 images with 255 as 1; std is at least 1/255.
+
+    Counted as a histogram: exact, and no float copy of the images is made.
+    """
+    levels = np.arange(256) / 255
+    counts_CL = _histogram(images_NCHW)
+    total = counts_CL[0].sum()
+    means = counts_CL @ levels / total
+    variances = (counts_CL * (levels[None, :] - means[:, None]) ** 2).sum(axis=1) / total
+    stds = np.maximum(np.sqrt(variances), SMALLEST_STD)
+    return tuple(map(float, means)), tuple(map(float, stds))
+
+
+def _histogram(images_NCHW: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    number, channels = images_NCHW.shape[:2]
+    step = max(1, 2**22 // max(1, images_NCHW[0, 0].size))
+    counts = np.zeros((channels, 256), np.int64)
+    for start in range(0, number, step):
+        for channel in range(channels):
+            counts[channel] += np.bincount(images_NCHW[start : start + step, channel].ravel(), minlength=256)
+    return counts
+
+
+def _indexed(images_NCHW: npt.NDArray[np.uint8], targets_N: npt.NDArray[np.int64], names: list[str]) -> Dataset:
+    mean, std = channel_statistics(images_NCHW)
+    sample_ids = [str(index) for index in range(len(images_NCHW))]
+    return Dataset(images_NCHW, sample_ids, targets_N, names, mean, std, skipped=[])
+
+
+def _resized(
+    images_N1HW: npt.NDArray[np.uint8], image_size: int | None, progress: Progress | None
+) -> npt.NDArray[np.uint8]:
+    """Square one-channel images at image_size pixels (bilinear, antialiased when shrinking)."""
+    number = len(images_N1HW)
+    if image_size is None or images_N1HW.shape[2:] == (image_size, image_size):
+        result = images_N1HW
+    else:
+        from PIL import Image
+
+        result = np.empty((number, 1, image_size, image_size), np.uint8)
+        for index in range(number):
+            image = Image.fromarray(images_N1HW[index, 0])
+            result[index, 0] = np.asarray(image.resize((image_size, image_size), Image.Resampling.BILINEAR))
+            if progress is not None and index % 1024 == 0:
+                progress(index, number)
+    if progress is not None:
+        progress(number, number)
+    return result

@@ -1,0 +1,34 @@
+"""Errors for the person at the keyboard: one clear line, exit code 2, no traceback."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """Something the user can mend; the message says what, where and how. Shown without a traceback, exit code 2."""
+
+
+class ParamsError(UserError):
+    """params.yaml is missing, empty, or has mistakes; the message lists every one of them."""
+
+
+class DataError(UserError):
+    """A data set or image folder is missing, empty, unreadable or unsuitable."""
+
+
+class ArtifactError(UserError):
+    """An artifact is missing, damaged, or belongs to another data set, epoch or schema version."""
+
+
+class NumericsError(UserError):
+    """Features or losses are not finite, or a stage's settings do not fit the data (k > N, components > min(N, D))."""
+
+
+class ScheduleError(UserError):
+    """The epochs in params.yaml and the unrolled stages in stages/schedule.yaml disagree."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the known name nearest to `name`, or an empty string."""
+    matches = get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

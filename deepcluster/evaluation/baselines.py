@@ -1,0 +1,48 @@
+"""Clusterings to judge by true labels, made the same way for trained features, untrained features and raw pixels.
+
+Shapes: N images, D features, C channels, H x W pixels.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcluster.clustering.kmeans import Clustering, kmeans
+from deepcluster.metrics import ari, hungarian_accuracy, nmi
+from deepcluster.reduction.pca import l2_normalize
+
+_ITERATIONS = 50
+
+
+def final_clusters(
+    features_ND: NDArray[np.float32], *, k: int, seed: int, restarts: int = 10, gpu: bool | None = None
+) -> Clustering:
+    """faiss k-means, best of `restarts` runs of 50 iterations, on the features with each row divided by its L2 norm.
+
+    The features are taken as they are otherwise: not centred, no PCA, no whitening. Rows of zeros stay zeros.
+    """
+    rows_ND = l2_normalize(features_ND)
+    return kmeans(rows_ND, k=k, backend="faiss", iterations=_ITERATIONS, restarts=restarts, seed=seed, gpu=gpu)
+
+
+def score(labels_N: NDArray[np.integer], targets_N: NDArray[np.integer]) -> dict[str, float]:
+    """NMI, ARI and Hungarian accuracy of labels against true labels, as "nmi", "ari", "accuracy"; higher is better."""
+    return {
+        "nmi": nmi(labels_N, targets_N),
+        "ari": ari(labels_N, targets_N),
+        "accuracy": hungarian_accuracy(labels_N, targets_N),
+    }
+
+
+def pixel_baseline(
+    images_NCHW: NDArray[np.uint8],
+    targets_N: NDArray[np.integer],
+    *,
+    k: int,
+    seed: int,
+    restarts: int = 10,
+    gpu: bool | None = None,
+) -> dict[str, float]:
+    """`score` of faiss k-means on raw pixels: uint8 divided by 255, flattened, nothing else; 50 iterations a run."""
+    pixels_ND = images_NCHW.reshape(len(images_NCHW), -1).astype(np.float32) / np.float32(255)
+    found = kmeans(pixels_ND, k=k, backend="faiss", iterations=_ITERATIONS, restarts=restarts, seed=seed, gpu=gpu)
+    return score(found.labels_N, targets_N)

@@ -1,0 +1,81 @@
+"""epochs.csv: one row an epoch, from its label array and training summary."""
+
+import csv
+import io
+import json
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcluster import artifacts, layout, metrics
+from deepcluster.errors import ArtifactError
+
+Row = dict[str, float | int | None]
+FIELDS = (
+    "epoch", "nmi", "ari", "accuracy", "nmi_previous", "loss", "pseudo_label_accuracy",
+    "smallest", "largest", "empty", "effective_k", "k",
+)  # fmt: skip
+
+
+def epoch_row(epoch: int, ids: str, targets_N: NDArray[np.int64] | None) -> Row:
+    """One epoch's numbers; None where there is nothing to compare with (no targets, no epoch before)."""
+    labels_N, sizes_K = _clusters(epoch, ids)
+    previous_N = _clusters(epoch - 1, ids)[0] if epoch > 1 else None
+    summary = _summary(epoch)
+    statistics = metrics.cluster_statistics(sizes_K)
+    return {
+        "epoch": epoch,
+        "nmi": None if targets_N is None else metrics.nmi(labels_N, targets_N),
+        "ari": None if targets_N is None else metrics.ari(labels_N, targets_N),
+        "accuracy": None if targets_N is None else metrics.hungarian_accuracy(labels_N, targets_N),
+        "nmi_previous": None if previous_N is None else metrics.nmi(labels_N, previous_N),
+        "loss": summary["loss"],
+        "pseudo_label_accuracy": summary["accuracy"],
+        "smallest": int(statistics["smallest"]),
+        "largest": int(statistics["largest"]),
+        "empty": int(statistics["empty"]),
+        "effective_k": statistics["effective_k"],
+        "k": len(sizes_K),
+    }
+
+
+def last_scores(rows: list[Row]) -> Row:
+    """Scores of the labels that trained the last epoch."""
+    return {name: rows[-1][name] for name in ("epoch", "nmi", "ari", "accuracy", "k")}
+
+
+def to_csv(rows: list[Row]) -> str:
+    """The rows as CSV; an empty field where a value is None."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def from_csv(text: str) -> list[Row]:
+    """What `to_csv` wrote."""
+    whole = ("epoch", "smallest", "largest", "empty", "k")
+
+    def value(name: str, field: str) -> float | int | None:
+        return None if field == "" else int(field) if name in whole else float(field)
+
+    return [{name: value(name, field) for name, field in row.items()} for row in csv.DictReader(io.StringIO(text))]
+
+
+def _clusters(epoch: int, ids: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    path = layout.clusters(epoch)
+    store = artifacts.open_store(path, "clusters", made_by=f"cluster@{epoch}", ids=ids, epoch=epoch)
+    return store.read("labels"), store.read("sizes")
+
+
+def _summary(epoch: int) -> dict[str, Any]:
+    path = layout.train_summary(epoch)
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: not found; run `dvc repro train@{epoch}`") from None
+    except ValueError as error:
+        raise artifacts.damaged(path, str(error)) from error
+    return summary

@@ -1,0 +1,101 @@
+"""The reported result: k-means on a backbone's L2-normalised features, the same on the untrained backbone's, and on pixels."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from deepcluster import artifacts, layout
+from deepcluster.checkpoint import load_checkpoint
+from deepcluster.clustering.kmeans import Clustering
+from deepcluster.evaluation.baselines import final_clusters, pixel_baseline, score
+from deepcluster.features import extract_features
+from deepcluster.metrics import cluster_statistics
+
+
+@dataclass(frozen=True)
+class Result:
+    """The clustering to use, and the numbers to report."""
+
+    clustering: Clustering
+    metrics: dict[str, Any]
+
+
+def evaluate_backbones(
+    images: artifacts.Store,
+    *,
+    last_epoch: int,
+    targets_N: NDArray[np.int64] | None,
+    k: int,
+    restarts: int,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+) -> Result:
+    """Cluster the last backbone's features; with targets, score that and both baselines, clustered alike."""
+    pixels_NCHW = images.read("images")
+
+    def cluster_epoch(epoch: int) -> Clustering:
+        features_ND = _features(images, pixels_NCHW, epoch, batch_size, device)
+        return final_clusters(features_ND, k=k, seed=seed, restarts=restarts)
+
+    clustering = cluster_epoch(last_epoch)
+    statistics = cluster_statistics(clustering.sizes_K)
+    metrics: dict[str, Any] = {"epoch": last_epoch, "k": k, "final": {}, "baselines": {}}
+    if targets_N is not None:
+        metrics["final"] = score(clustering.labels_N, targets_N)
+        metrics["baselines"] = {
+            "pixels": pixel_baseline(pixels_NCHW, targets_N, k=k, seed=seed, restarts=restarts),
+            "untrained": score(cluster_epoch(0).labels_N, targets_N),
+        }
+    metrics["clusters"] = {name: statistics[name] for name in ("smallest", "largest", "empty", "effective_k")}
+    return Result(clustering, metrics)
+
+
+def write_clusters(
+    target: Path,
+    provenance: artifacts.Provenance,
+    result: Result,
+    targets_N: NDArray[np.int64] | None,
+    class_names: Sequence[str] | None,
+) -> None:
+    """Publish the final clustering, with the targets that the report shows beside it."""
+    extra = {"labelled": targets_N is not None, "class_names": class_names}
+    with artifacts.write_store(target, "final_clusters", provenance, **extra) as store:
+        store.array("labels", result.clustering.labels_N, ("sample",))
+        store.array("distances", result.clustering.distances_N, ("sample",))
+        store.array("centroids", result.clustering.centroids_Kd, ("cluster", "feature"))
+        store.array("sizes", result.clustering.sizes_K, ("cluster",))
+        store.array("targets", np.empty(0, np.int64) if targets_N is None else targets_N, ("labelled_sample",))
+
+
+def clusters_csv(sample_ids: Sequence[str], clustering: Clustering) -> str:
+    """sample, cluster, squared distance to the centroid: a row an image, in data set order."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["sample", "cluster", "squared_distance"])
+    for sample, label, distance in zip(sample_ids, clustering.labels_N, clustering.distances_N, strict=True):
+        writer.writerow([sample.encode(errors="replace").decode(), int(label), f"{distance:.6g}"])
+    return text.getvalue()
+
+
+def _features(
+    images: artifacts.Store, pixels_NCHW: NDArray[np.uint8], epoch: int, batch_size: int, device: torch.device
+) -> NDArray[np.float32]:
+    made_by = layout.made_by_checkpoint(epoch)
+    checkpoint = load_checkpoint(layout.checkpoint(epoch), made_by=made_by, ids=images.ids, epoch=epoch)
+    blocks = extract_features(
+        checkpoint.backbone,
+        pixels_NCHW,
+        batch_size=batch_size,
+        mean=images.attributes["mean"],
+        std=images.attributes["std"],
+        device=device,
+    )
+    return np.concatenate(list(blocks))

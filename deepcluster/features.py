@@ -1,0 +1,73 @@
+"""Images to features: one pass of the backbone in eval mode, in data set order.
+
+Shapes: N images, B images of a batch, C channels, H height, W width, D features.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deepcluster.augment import normalise, to_float
+from deepcluster.errors import NumericsError
+from deepcluster.models.build import Backbone, Precision, autocast
+
+ROWS_NAMED = 5
+
+
+class ImageRows(Protocol):
+    """uint8 images [N, C, H, W] read by slices of rows: a numpy array, or an array on disk that slices alike."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: slice, /) -> Any: ...
+
+
+def extract_features(
+    backbone: Backbone,
+    images: ImageRows,
+    *,
+    batch_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device,
+    precision: Precision = "fp32",
+) -> Iterator[NDArray[np.float32]]:
+    """Yields float32 features [B, D], row i of all of them together being image i's.
+
+    Images travel to the device as uint8 and are normalised there by mean and std (units of [0, 1]). NumericsError names
+    the rows whose features are NaN or infinite.
+    """
+    backbone.to(device).to(memory_format=torch.channels_last).eval()
+    count = images.shape[0]
+    for start in range(0, count, batch_size):
+        rows = np.array(images[start : min(start + batch_size, count)])  # a copy: torch wants it writable
+        batch = torch.from_numpy(_padded(rows, min(batch_size, count))).to(device)
+        # entered for each batch, so that the caller's code between two batches does not run in inference mode
+        with torch.inference_mode(), autocast(device, precision):
+            inputs = normalise(to_float(batch), mean, std).contiguous(memory_format=torch.channels_last)
+            features_BD = backbone(inputs)[: len(rows)].float()
+        _check_finite(features_BD, start)
+        yield features_BD.cpu().numpy()
+
+
+def _padded(rows: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """The last batch filled up by repeating its last image: kernels, and so rounding, do not depend on N."""
+    missing = size - len(rows)
+    return np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) if missing else rows
+
+
+def _check_finite(features_BD: Tensor, start: int) -> None:
+    finite_B = torch.isfinite(features_BD).all(dim=1)
+    if finite_B.all():
+        return
+    rows = (torch.nonzero(~finite_B).flatten() + start).tolist()
+    named = ", ".join(str(row) for row in rows[:ROWS_NAMED]) + (", ..." if len(rows) > ROWS_NAMED else "")
+    raise NumericsError(
+        f"features of {len(rows)} images in one batch are NaN or infinite (rows {named}): "
+        "the training before them diverged; lower train.optimizer.lr and train again"
+    )

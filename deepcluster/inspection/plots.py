@@ -1,0 +1,92 @@
+"""Curves over the epochs as SVG text: the same rows always give the same bytes."""
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Row = Mapping[str, float | int | None]
+
+# Panels from top to bottom: name, its columns, and whether the scale is logarithmic (but shows zero).
+PANELS: dict[str, tuple[tuple[str, ...], bool]] = {
+    "agreement": (("nmi", "accuracy", "nmi_previous"), False),
+    "loss": (("loss",), False),
+    "cluster sizes": (("largest", "smallest"), True),
+    "effective k": (("effective_k",), False),
+}
+COLOURS = ("#3b82c4", "#d9772b", "#3f9b5f")  # legible on white and on near-black
+INK = "#010203"  # drawn with this, then replaced: the page's own text colour, light or dark
+
+
+def curves(rows: Sequence[Row], *, panels: Sequence[str] = tuple(PANELS)) -> str:
+    """One SVG element with a panel below the other; panels without any value are left out.
+
+    Text and axes have the colour of the surrounding text (black in a file of its own).
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    shown = [name for name in panels if name in drawable(rows)]
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_style("-".join(shown)))
+        figure = Figure(figsize=(4.4, 2.3 * max(1, len(shown))), layout="constrained")
+        for index, name in enumerate(shown):
+            _panel(figure.add_subplot(len(shown), 1, index + 1), rows, name)
+        if not shown:
+            figure.text(0.5, 0.5, "no values to draw", ha="center")
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _inline(buffer.getvalue())
+
+
+def drawable(rows: Sequence[Row]) -> list[str]:
+    """The names of the panels that have at least one value."""
+    return [name for name, (columns, _) in PANELS.items() if any(_finite(row.get(c)) for row in rows for c in columns)]
+
+
+def _panel(axes: "Axes", rows: Sequence[Row], name: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    columns, logarithmic = PANELS[name]
+    epochs = [_number(row.get("epoch")) for row in rows]
+    for column, colour in zip(columns, COLOURS, strict=False):
+        values = [_number(row.get(column)) for row in rows]
+        if any(map(math.isfinite, values)):
+            axes.plot(epochs, values, color=colour, marker="o", markersize=3, linewidth=1.4, label=column)
+    if logarithmic:
+        axes.set_yscale("symlog", linthresh=1)
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.set_title(name, loc="left")
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(columns) > 1:
+        axes.legend(frameon=False)
+
+
+def _style(salt: str) -> dict[Any, Any]:
+    inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
+    sizes = {"font.size": 9, "axes.titlesize": 10, "legend.fontsize": 8}
+    return {"svg.hashsalt": salt, "svg.fonttype": "none", **sizes, **dict.fromkeys(inks, INK)}
+
+
+def _inline(svg: str) -> str:
+    """The bare <svg> element: no prolog, metadata, or ids that would repeat on a page with several plots."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    return svg.replace(INK, "currentColor")
+
+
+def _number(value: float | None) -> float:
+    return float(value) if value is not None and math.isfinite(value) else math.nan
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

@@ -1,0 +1,51 @@
+"""Where artifacts lie, relative to the project's folder."""
+
+from pathlib import Path
+
+DATA = Path("data")
+IMAGES = DATA / "dataset/images.zarr"
+TARGETS = DATA / "dataset/targets.zarr"
+EVALUATION = DATA / "evaluation"
+REPORT = DATA / "report/report.html"
+TIMINGS = DATA / "timings.csv"
+HISTORY = DATA / "history"
+SCHEDULE = Path("stages/schedule.yaml")
+
+
+def epoch_folder(epoch: int) -> Path:
+    """What is large: feature dumps and checkpoints."""
+    return DATA / "epochs" / str(epoch)
+
+
+def features(epoch: int) -> Path:
+    return epoch_folder(epoch) / "features.zarr"
+
+
+def pca(epoch: int) -> Path:
+    return epoch_folder(epoch) / "pca.zarr"
+
+
+def checkpoint(epoch: int) -> Path:
+    return epoch_folder(epoch) / "checkpoint"
+
+
+def history_folder(epoch: int) -> Path:
+    """What evaluate reads of every epoch: small files only, so that pruned feature dumps do not matter to it."""
+    return HISTORY / str(epoch)
+
+
+def clusters(epoch: int) -> Path:
+    return history_folder(epoch) / "clusters.zarr"
+
+
+def train_summary(epoch: int) -> Path:
+    return history_folder(epoch) / "train.json"
+
+
+def train_steps(epoch: int) -> Path:
+    return history_folder(epoch) / "steps.csv"
+
+
+def made_by_checkpoint(epoch: int) -> str:
+    """The DVC stage that writes `checkpoint(epoch)`."""
+    return f"train@{epoch}" if epoch else "initialise"

@@ -1,0 +1,70 @@
+"""Builds backbones and heads by name. Shapes: N images, C channels, H height, W width, D features, K clusters."""
+
+from typing import Literal, assert_never
+
+import torch
+from torch import Tensor, nn
+
+from deepcluster.models.alexnet import FEATURE_DIM as ALEXNET_DIM
+from deepcluster.models.alexnet import build_alexnet
+from deepcluster.models.convnet import WIDTHS as CONVNET_WIDTHS
+from deepcluster.models.convnet import build_convnet
+from deepcluster.models.frontend import build_front_end
+from deepcluster.models.resnet import FEATURE_DIM as RESNET18_DIM
+from deepcluster.models.resnet import build_resnet18
+
+Arch = Literal["convnet", "alexnet", "resnet18"]
+Precision = Literal["fp32", "bf16"]
+
+
+class Backbone(nn.Module):
+    """Fixed front end, then a network: normalised images [N, C, H, W] -> features [N, feature_dim].
+
+    Features are those that extraction stores: before the last ReLU where the classifier ends in one, else the pooled
+    output. A head sees `head_activation(features)`: that ReLU, or the features themselves.
+    """
+
+    def __init__(self, front_end: nn.Module, body: nn.Module, *, feature_dim: int, head_activation: nn.Module) -> None:
+        super().__init__()
+        self.front_end = front_end
+        self.body = body
+        self.feature_dim = feature_dim
+        self.head_activation = head_activation
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        features_ND: Tensor = self.body(self.front_end(images_NCHW))
+        return features_ND
+
+
+def build_backbone(arch: Arch, *, channels: int, image_size: int, sobel: bool, grayscale: bool) -> Backbone:
+    """A freshly initialised backbone; draws from torch's global generator, which the caller seeds.
+
+    UserError where the image size or the channels do not suit the architecture.
+    """
+    front_end, channels = build_front_end(channels=channels, sobel=sobel, grayscale=grayscale)
+    match arch:
+        case "convnet":
+            convnet = build_convnet(channels=channels, image_size=image_size)
+            return Backbone(front_end, convnet, feature_dim=CONVNET_WIDTHS[-1], head_activation=nn.Identity())
+        case "alexnet":
+            alexnet = build_alexnet(channels=channels, image_size=image_size)
+            # not in place: the features must survive for whatever else reads them
+            return Backbone(front_end, alexnet, feature_dim=ALEXNET_DIM, head_activation=nn.ReLU(inplace=False))
+        case "resnet18":
+            resnet = build_resnet18(channels=channels, image_size=image_size)
+            return Backbone(front_end, resnet, feature_dim=RESNET18_DIM, head_activation=nn.Identity())
+        case _:
+            assert_never(arch)
+
+
+def build_head(feature_dim: int, k: int) -> nn.Linear:
+    """A fresh linear classifier over k clusters: weights N(0, 0.01), bias 0; draws from torch's global generator."""
+    head = nn.Linear(feature_dim, k)
+    nn.init.normal_(head.weight, 0.0, 0.01)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """The context in which a backbone runs: bfloat16 where it is safe for "bf16", nothing for "fp32"."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

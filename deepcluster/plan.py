@@ -1,0 +1,66 @@
+"""Epochs unrolled: stages/schedule.yaml maps every epoch to the one before, and must agree with params.yaml's `epochs`."""
+
+import re
+from pathlib import Path
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from deepcluster import artifacts, layout
+from deepcluster.errors import ParamsError, ScheduleError
+from deepcluster.params import PARAMS_FILE, load_params
+
+HEADER = """\
+# Written by `deepcluster plan`: epoch: previous epoch. dvc.yaml repeats its stages over this mapping.
+# The keys are quoted because DVC makes no stages of unquoted numbers, without saying so.
+schedule:
+"""
+
+
+def scheduled_epochs(path: Path = layout.SCHEDULE) -> list[int]:
+    """The epochs of the schedule, ascending; an empty list if there is none yet."""
+    try:
+        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        return sorted(int(key) for key in content["schedule"])
+    except FileNotFoundError:
+        return []
+    except (YAMLError, KeyError, TypeError, ValueError):
+        raise ScheduleError(f"{path}: not a schedule; run `deepcluster plan`") from None
+
+
+def check_schedule(epochs: int, path: Path = layout.SCHEDULE) -> None:
+    """ScheduleError unless the schedule unrolls exactly `epochs` epochs."""
+    found = scheduled_epochs(path)
+    if found != list(range(1, epochs + 1)):
+        raise ScheduleError(
+            f"params.yaml asks for {epochs} epochs, {path} unrolls {len(found)}; run `deepcluster plan`, then go on"
+        )
+
+
+def plan(epochs: int | None = None, path: Path = layout.SCHEDULE) -> tuple[int, int]:
+    """Write the schedule for `epochs` (also into params.yaml), or for params.yaml's own; (epochs before, epochs now).
+
+    The history of epochs that are no longer scheduled leaves the workspace, since evaluate reads that folder;
+    it stays in DVC's cache and comes back when the epochs do.
+    """
+    if epochs is not None:
+        _set_epochs(epochs)
+    epochs = load_params().epochs
+    before = scheduled_epochs(path)
+    text = HEADER + "".join(f'  "{epoch}": {epoch - 1}\n' for epoch in range(1, epochs + 1))
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        artifacts.write_text(path, text)
+    for folder in layout.HISTORY.glob("*"):
+        if folder.name.isdigit() and int(folder.name) > epochs:
+            artifacts.remove(folder)
+    return len(before), epochs
+
+
+def _set_epochs(epochs: int) -> None:
+    """Change the line `epochs:` of params.yaml and nothing else in it."""
+    if epochs < 1:
+        raise ParamsError(f"--epochs: must be >= 1; got {epochs}")
+    load_params()
+    text = PARAMS_FILE.read_text(encoding="utf-8")
+    changed, count = re.subn(r"(?m)^epochs:\s*\d+", f"epochs: {epochs}", text, count=1)
+    artifacts.write_text(PARAMS_FILE, changed if count else f"epochs: {epochs}\n{text}")

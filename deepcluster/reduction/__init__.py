@@ -1,0 +1,1 @@
+"""PCA of features: in memory (faiss, scikit-learn) or streaming, with whitening and L2 normalisation."""

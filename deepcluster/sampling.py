@@ -1,0 +1,35 @@
+"""Which images an epoch of training sees: drawn uniformly over clusters (paper, section 3.3).
+
+The trap: what is returned are indices into the data set, as `images[i]` and `labels[i]` take them. Use them on images
+stored in cluster order, or on any other re-ordered or filtered copy, and balance and labels are lost without an error.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def uniform_over_clusters(labels_N: NDArray[np.int32], *, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """`size` shuffled data set indices, an equal share from each non-empty cluster; int64 [size].
+
+    What does not divide evenly goes to clusters drawn at random, one each. Within a cluster images are drawn without
+    replacement, with it only where the cluster has fewer images than its share. ValueError for no or negative labels.
+    """
+    if labels_N.ndim != 1 or not len(labels_N) or labels_N.min() < 0:
+        raise ValueError(f"labels must be a non-empty array [N] of cluster numbers from 0; got shape {labels_N.shape}")
+    clusters = _members(labels_N)
+    shares = np.full(len(clusters), size // len(clusters))
+    shares[rng.choice(len(clusters), size % len(clusters), replace=False)] += 1
+    drawn = [
+        rng.choice(members, share, replace=len(members) < share)
+        for members, share in zip(clusters, shares, strict=True)
+    ]
+    indices = np.concatenate(drawn).astype(np.int64)
+    rng.shuffle(indices)
+    return indices
+
+
+def _members(labels_N: NDArray[np.int32]) -> list[NDArray[np.intp]]:
+    """Data set indices of each non-empty cluster, clusters and indices ascending."""
+    order = np.argsort(labels_N, kind="stable")
+    starts = np.flatnonzero(np.diff(labels_N[order])) + 1
+    return np.split(order, starts)

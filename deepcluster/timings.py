@@ -1,0 +1,33 @@
+"""data/timings.csv: seconds and peak memory of every stage that ran. No DVC output, since no two runs take as long."""
+
+import csv
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from deepcluster import layout
+
+FIELDS = ("stage", "epoch", "seconds", "peak_memory_mb")
+
+
+@contextmanager
+def recorded(stage: str, epoch: int | None, path: Path = layout.TIMINGS) -> Iterator[None]:
+    """Append a row for the block, unless it raises."""
+    started = time.perf_counter()
+    yield
+    seconds = time.perf_counter() - started
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        if file.tell() == 0:
+            writer.writerow(FIELDS)
+        writer.writerow([stage, "" if epoch is None else epoch, f"{seconds:.3f}", f"{peak_memory_mb():.0f}"])
+
+
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process so far, in MB (10**6 bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

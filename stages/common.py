@@ -1,0 +1,79 @@
+"""What every stage needs around its work: the command line, errors, the schedule's guard, timings, the device."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deepcluster import layout
+from deepcluster.errors import UserError
+from deepcluster.params import Params, load_params
+from deepcluster.plan import check_schedule
+from deepcluster.timings import recorded
+
+if TYPE_CHECKING:
+    import torch
+
+    from deepcluster.artifacts import Store
+
+Epoch = Annotated[int, typer.Option("--epoch", "-e", help="Epoch to compute, from 1.", show_default=False)]
+
+
+def main(command: Callable[..., None]) -> None:
+    """Run one stage as a program of its own."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command()(command)
+    run_app(app)
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run a typer app; a UserError becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    # Waiting threads sleep instead of spinning: beside one busy process, spinning slows small networks twentyfold.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch and faiss load, which is after this line
+    try:
+        app()
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; what was published before stays, nothing half-written does", file=sys.stderr)
+        sys.exit(130)
+
+
+@contextmanager
+def stage(name: str, epoch: int | None = None) -> Iterator[Params]:
+    """The validated params for one stage's work, which is timed.
+
+    Refuses epochs below 1 and, when DVC runs the stage, a schedule that does not fit `epochs`: so a stale schedule
+    stops whichever stage comes first, before it has done anything.
+    """
+    if epoch is not None and epoch < 1:
+        raise UserError(f"--epoch: must be >= 1 (epoch 0 is the untrained backbone of `initialise`); got {epoch}")
+    params = load_params()
+    if "DVC_STAGE" in os.environ:
+        check_schedule(params.epochs)
+    with recorded(name, epoch):
+        yield params
+
+
+def open_images() -> "Store":
+    """The data set's images, which every other artifact is checked against."""
+    from deepcluster import artifacts
+
+    return artifacts.open_store(layout.IMAGES, "images", made_by="prepare")
+
+
+def device() -> "torch.device":
+    """DEEPCLUSTER_DEVICE, else the GPU if there is one, else the CPU. Never part of params.yaml or dvc.lock."""
+    import torch
+
+    name = os.environ.get("DEEPCLUSTER_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"DEEPCLUSTER_DEVICE={name}: not usable here: {str(error).splitlines()[0]}") from None
+    return torch.device(name)

@@ -1,0 +1,37 @@
+"""initialise: the untrained backbone, epoch 0."""
+
+from stages.common import main, open_images, stage
+
+
+def initialise() -> None:
+    """Build the backbone of epoch 0, from the seed or from `model.weights`.
+
+    Reads data/dataset/images.zarr (for the number of channels and the size) and params.yaml's section `model`.
+    Writes data/epochs/0/checkpoint and data/history/0/clusters.zarr (labels -1: nothing is clustered yet).
+    """
+    from pathlib import Path
+
+    import numpy as np
+
+    from deepcluster import artifacts, layout
+    from deepcluster.checkpoint import BackboneDescription, load_weights, save_checkpoint
+    from deepcluster.seeding import seed_torch
+
+    with stage("initialise") as params:
+        images, model = open_images(), params.model
+        _, channels, size, _ = images.shape("images")
+        description = BackboneDescription(model.arch, channels, size, model.sobel)
+        seed_torch(params.seed, "backbone", 0)
+        backbone = description.build()
+        if model.weights is not None:
+            load_weights(backbone, artifacts.read_weights(Path(model.weights)), Path(model.weights))
+        provenance = artifacts.Provenance(images.samples, images.ids, 0, params.seed, model.model_dump())
+        save_checkpoint(layout.checkpoint(0), description, backbone, provenance)
+        with artifacts.write_store(layout.clusters(0), "clusters", provenance) as store:
+            store.array("labels", np.full(images.samples, -1, np.int32), ("sample",))
+        weights = sum(parameter.numel() for parameter in backbone.parameters())
+        print(f"{model.arch}: {weights:,} weights, {backbone.feature_dim} features")
+
+
+if __name__ == "__main__":
+    main(initialise)

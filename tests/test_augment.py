@@ -1,0 +1,154 @@
+"""Batched transforms: exact where the answer is known by hand, and random per image."""
+
+import pytest
+import torch
+
+from deepcluster.augment import Augmentation, augment, normalise, to_float
+
+EVERYTHING = Augmentation(
+    crop=True, crop_scale=(0.3, 1.0), flip=True, rotation=30, translate=0.2, zoom=(0.7, 1.3), shear=15
+)
+
+
+def images(count=8, channels=1, height=8, width=8):
+    return torch.rand((count, channels, height, width), generator=torch.Generator().manual_seed(7))
+
+
+def run(images_NCHW, augmentation, seed=0):
+    return augment(images_NCHW, augmentation, torch.Generator().manual_seed(seed))
+
+
+def test_defaults_leave_images_alone():
+    images_NCHW = images(channels=3, height=9, width=6)
+    torch.testing.assert_close(run(images_NCHW, Augmentation()), images_NCHW, atol=1e-5, rtol=0)
+
+
+def test_a_crop_of_the_whole_image_leaves_it_alone():
+    whole = Augmentation(crop=True, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
+    torch.testing.assert_close(run(images(), whole), images(), atol=1e-5, rtol=0)
+
+
+def test_flip_mirrors_about_half_of_the_images_exactly():
+    images_NCHW = images(count=2000)
+    flipped = run(images_NCHW, Augmentation(flip=True))
+    same = (flipped - images_NCHW).abs().amax(dim=(1, 2, 3)) < 1e-5
+    mirrored = (flipped - images_NCHW.flip(3)).abs().amax(dim=(1, 2, 3)) < 1e-5
+    assert (same ^ mirrored).all()
+    assert 900 < int(mirrored.sum()) < 1100
+
+
+def one_draw(monkeypatch, value):
+    monkeypatch.setattr(torch, "rand", lambda shape, generator: torch.full(shape, value))
+
+
+def test_translation_by_a_whole_pixel_fills_with_zeros(monkeypatch):
+    one_draw(monkeypatch, 1.0)
+    moved = run(images(), Augmentation(translate=1 / 8))
+    torch.testing.assert_close(moved[:, :, 1:, 1:], images()[:, :, :-1, :-1], atol=1e-5, rtol=0)
+    assert moved[:, :, 0].abs().max() < 1e-5
+    assert moved[:, :, :, 0].abs().max() < 1e-5
+
+
+def test_border_padding_repeats_the_edge(monkeypatch):
+    one_draw(monkeypatch, 1.0)
+    moved = run(images(), Augmentation(translate=1 / 8, padding="border"))
+    torch.testing.assert_close(moved[:, :, 0, 1:], images()[:, :, 0, :-1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("draw", "turns"), [(1.0, -1), (0.0, 1)])
+def test_rotation_by_a_right_angle(monkeypatch, draw, turns):
+    one_draw(monkeypatch, draw)
+    turned = run(images(), Augmentation(rotation=90))
+    torch.testing.assert_close(turned, torch.rot90(images(), turns, dims=(2, 3)), atol=1e-5, rtol=0)
+
+
+def test_rotation_of_an_oblong_image_keeps_its_pixels_square(monkeypatch):
+    one_draw(monkeypatch, 1.0)
+    oblong = images(height=4, width=8)
+    turned = run(oblong, Augmentation(rotation=90))
+    torch.testing.assert_close(turned[..., 2:6], torch.rot90(oblong[..., 2:6], -1, dims=(2, 3)), atol=1e-5, rtol=0)
+
+
+def test_zoom_of_two_halves_a_slope_about_the_centre():
+    ramp = torch.arange(8.0)
+    zoomed = run(ramp.expand(1, 1, 8, 8), Augmentation(zoom=(2.0, 2.0)))
+    # pixel j shows what lay at 3.5 + (j - 3.5) / 2
+    torch.testing.assert_close(zoomed, (1.75 + ramp / 2).expand(1, 1, 8, 8), atol=1e-5, rtol=0)
+
+
+def test_shear_moves_rows_against_each_other(monkeypatch):
+    one_draw(monkeypatch, 1.0)
+    # 45 degrees: a row y pixels below the centre moves y to the right; rows of 2 pixels lie at -0.5 and 0.5
+    stripes = torch.zeros(1, 1, 2, 8)
+    stripes[..., 2:6] = 1
+    sheared = run(stripes, Augmentation(shear=45))[0, 0]
+    expected = [[0, 0.5, 1, 1, 1, 0.5, 0, 0], [0, 0, 0.5, 1, 1, 1, 0.5, 0]]
+    torch.testing.assert_close(sheared, torch.tensor(expected), atol=1e-5, rtol=0)
+
+
+def test_crop_area_and_ratio_follow_the_settings():
+    # a ramp in x and one in y: their slopes after the crop are the crop's relative width and height
+    ramp = torch.linspace(0, 1, 32)
+    ramps = torch.stack([ramp.expand(32, 32), ramp.expand(32, 32).T]).expand(4000, 2, 32, 32)
+    cropped = run(ramps, Augmentation(crop=True, crop_scale=(0.3, 0.6), crop_ratio=(0.5, 2.0)))
+    width_N = (cropped[:, 0, 16, 17] - cropped[:, 0, 16, 15]) * 31 / 2
+    height_N = (cropped[:, 1, 17, 16] - cropped[:, 1, 15, 16]) * 31 / 2
+    area_N, ratio_N = width_N * height_N, width_N / height_N
+    assert area_N.min() >= 0.3 - 1e-3
+    assert area_N.max() <= 0.6 + 1e-3
+    assert ratio_N.min() >= 0.5 - 1e-2
+    assert ratio_N.max() <= 2.0 + 1e-2
+    assert float(ratio_N.log().mean()) == pytest.approx(0, abs=0.03)
+    assert float(ratio_N.log().abs().max()) > 0.6
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        Augmentation(crop=True),
+        Augmentation(rotation=20),
+        Augmentation(translate=0.2),
+        Augmentation(zoom=(0.5, 1.5)),
+        Augmentation(shear=20),
+    ],
+)
+def test_each_image_draws_its_own_parameters(augmentation):
+    copies = images(count=1).expand(16, 1, 8, 8)
+    results = run(copies, augmentation).flatten(1)
+    distances = torch.cdist(results, results) + torch.eye(16)
+    assert distances.min() > 1e-3
+
+
+def test_the_seed_decides_and_successive_batches_differ():
+    assert torch.equal(run(images(), EVERYTHING, seed=3), run(images(), EVERYTHING, seed=3))
+    assert not torch.equal(run(images(), EVERYTHING, seed=3), run(images(), EVERYTHING, seed=4))
+    generator = torch.Generator().manual_seed(3)
+    assert not torch.equal(augment(images(), EVERYTHING, generator), augment(images(), EVERYTHING, generator))
+
+
+def test_switching_one_transform_on_leaves_the_draws_of_the_others():
+    # zoom 1 +- nothing and flip of a symmetric image: the rotation must be the same with and without them
+    symmetric = images() + images().flip(3)
+    torch.testing.assert_close(
+        run(symmetric, Augmentation(rotation=20)),
+        run(symmetric, Augmentation(rotation=20, flip=True)),
+        atol=1e-5,
+        rtol=0,
+    )
+
+
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+def test_values_stay_in_the_range_of_the_input(padding):
+    extremes = (images(count=500, channels=3) > 0.5).float()
+    settings = {**vars(EVERYTHING), "padding": padding}
+    result = run(extremes, Augmentation(**settings))
+    assert result.shape == extremes.shape
+    assert result.min() >= 0
+    assert result.max() <= 1 + 1e-5
+
+
+def test_to_float_and_normalise_by_hand():
+    pixels = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
+    assert to_float(pixels).dtype == torch.float32
+    normal = normalise(to_float(pixels), [0.5, 0.2, 0.0], [0.25, 1.0, 0.5])
+    torch.testing.assert_close(normal.flatten(), torch.tensor([-2.0, 0.0, 2.0]))

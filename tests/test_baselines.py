@@ -1,0 +1,68 @@
+"""The clusterings judged by true labels: on easy data right, on meaningless data at chance."""
+
+import numpy as np
+import pytest
+
+from deepcluster.clustering.kmeans import kmeans
+from deepcluster.evaluation.baselines import final_clusters, pixel_baseline, score
+
+
+def make_directions(each=40):
+    """Three directions, each at lengths from 1 to 1,000: clusters only once rows have norm 1."""
+    rng = np.random.default_rng(0)
+    targets = np.repeat(np.arange(3), each)
+    rows = np.eye(3)[targets] + rng.normal(size=(len(targets), 3)) * 0.05
+    return (rows * np.geomspace(1, 1000, len(rows))[rng.permutation(len(rows)), None]).astype(np.float32), targets
+
+
+def test_features_are_clustered_by_direction():
+    features, targets = make_directions()
+    assert score(final_clusters(features, k=3, seed=0).labels_N, targets) == {"nmi": 1.0, "ari": 1.0, "accuracy": 1.0}
+    plain = kmeans(features, k=3, backend="faiss", restarts=10, seed=0)
+    assert score(plain.labels_N, targets)["nmi"] < 0.7
+
+
+def test_features_are_neither_centred_nor_whitened():
+    """Distances of the final clustering are those of the raw rows divided by their norms."""
+    rng = np.random.default_rng(1)
+    features = (rng.normal(size=(200, 6)) * [9, 3, 1, 1, 1, 1] + 2).astype(np.float32)
+    found = final_clusters(features, k=5, seed=0)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    for cluster in range(5):
+        mean = unit[found.labels_N == cluster].mean(axis=0)
+        np.testing.assert_allclose(found.centroids_Kd[cluster], mean, atol=1e-5)
+
+
+def test_rows_of_zeros_are_clustered_too():
+    features, _ = make_directions()
+    features[:10] = 0
+    found = final_clusters(features, k=4, seed=0)
+    assert len(np.unique(found.labels_N[:10])) == 1
+    assert found.labels_N[0] not in found.labels_N[10:]
+
+
+def test_restarts_never_make_it_worse_and_the_seed_repeats():
+    features = np.random.default_rng(2).normal(size=(300, 3)).astype(np.float32)
+    once, often, again = (final_clusters(features, k=12, seed=1, restarts=r) for r in (1, 10, 10))
+    assert often.objective[-1] < once.objective[-1]
+    assert often.labels_N.tobytes() == again.labels_N.tobytes()
+
+
+def test_score_by_hand():
+    found = score(np.array([0, 1, 2, 3]), np.array([0, 0, 1, 1]))
+    assert found == {"nmi": pytest.approx(2 / 3), "ari": pytest.approx(0), "accuracy": 0.5}
+
+
+def test_pixels_tell_dark_images_from_bright_ones():
+    rng = np.random.default_rng(3)
+    targets = np.repeat([0, 1], 30)
+    images = (40 + 150 * targets[:, None, None, None] + rng.integers(0, 30, (60, 3, 4, 4))).astype(np.uint8)
+    assert pixel_baseline(images, targets, k=2, seed=0) == {"nmi": 1.0, "ari": 1.0, "accuracy": 1.0}
+    assert pixel_baseline(images, rng.permutation(targets), k=2, seed=0)["nmi"] < 0.1
+
+
+def test_pixels_are_not_divided_by_their_norm():
+    """Images of one colour differ in length only: divided by their norm they would be one point."""
+    targets = np.repeat([0, 1], 20)
+    images = np.where(targets[:, None, None, None], 200, 50) * np.ones((1, 1, 2, 2))
+    assert pixel_baseline(images.astype(np.uint8), targets, k=2, seed=0)["accuracy"] == 1
