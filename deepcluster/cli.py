@@ -58,8 +58,11 @@ def summary() -> None:
         raise ArtifactError(f"{error.filename}: not found; run `dvc repro`") from None
     print_table(epoch_cells(rows))
     k, sizes = metrics["k"], metrics["clusters"]
-    print(f"\nFinal clustering: k-means (k = {k}) on the L2-normalised features of epoch {metrics['epoch']}'s backbone;")
-    print(f"clusters of {sizes['smallest']:,.0f} to {sizes['largest']:,.0f} images, effective k {sizes['effective_k']:.1f}.")
+    print(
+        f"\nFinal clustering: k-means (k = {k}) on the L2-normalised features of epoch {metrics['epoch']}'s backbone;"
+    )
+    smallest, largest = f"{sizes['smallest']:,.0f}", f"{sizes['largest']:,.0f}"
+    print(f"clusters hold {smallest} to {largest} images, effective k {sizes['effective_k']:.1f}")
     if metrics["final"]:
         names = {"pixels": "k-means on raw pixels", "untrained": "untrained backbone"}
         baselines = {names[name]: scores for name, scores in metrics["baselines"].items()}

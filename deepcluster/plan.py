@@ -1,4 +1,4 @@
-"""Epochs unrolled: stages/schedule.yaml maps every epoch to the one before, and must agree with params.yaml's `epochs`."""
+"""Epochs unrolled: stages/schedule.yaml maps every epoch to the one before, and must agree with params.yaml."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal, one plain line at the end elsewhere (logs, CI, pipes). Written to stderr."""
+"""Progress for people, on stderr: a bar on a terminal, one plain line at the end elsewhere (logs, CI, pipes)."""
 
 import sys
 import time

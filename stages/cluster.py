@@ -41,8 +41,10 @@ def cluster(epoch: Epoch) -> None:
             store.array("centroids", found.centroids_Kd, ("cluster", "component"))
             store.array("objective", found.objective, ("iteration",))
             store.array("sizes", found.sizes_K, ("cluster",))
-        print(f"cluster@{epoch}: {found.sizes_K.min():,} to {found.sizes_K.max():,} images a cluster, "
-              f"effective k {effective_k(found.sizes_K):.1f} of {settings.k}")
+        print(
+            f"cluster@{epoch}: {found.sizes_K.min():,} to {found.sizes_K.max():,} images a cluster, "
+            f"effective k {effective_k(found.sizes_K):.1f} of {settings.k}"
+        )
         if warning := collapse_warning(found.sizes_K):
             print(f"warning: {warning}")
 

@@ -15,9 +15,7 @@ def pca(epoch: Epoch) -> None:
 
     with stage("pca", epoch) as params:
         settings = params.pca
-        features = artifacts.open_store(
-            layout.features(epoch), "features", made_by=f"extract@{epoch}", epoch=epoch
-        )
+        features = artifacts.open_store(layout.features(epoch), "features", made_by=f"extract@{epoch}", epoch=epoch)
         features_ND = features.read("features")
         provenance = artifacts.Provenance(features.samples, features.ids, epoch, params.seed, settings.model_dump())
         with artifacts.write_store(layout.pca(epoch), "pca", provenance) as store:

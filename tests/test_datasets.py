@@ -202,7 +202,7 @@ class TestMnist:
         path = write(tmp_path, TRAIN_IMAGES, idx(PIXELS), packed=True)
         write(tmp_path, TRAIN_LABELS, idx(LABELS))
         good = path.read_bytes()
-        bad = {"cut": good[:2000], "flipped": good[:60] + b"\xff" * 200 + good[260:], "not gzip": b"hello"}
+        bad = {"cut": good[:2000], "flipped": good[:10] + b"\xff" * 200 + good[210:], "not gzip": b"hello"}
         path.write_bytes(bad[damage])
         with pytest.raises(DataError, match=r"ubyte\.gz: cannot be read .*delete it and fetch it again"):
             load("mnist", tmp_path, "train")

@@ -52,8 +52,8 @@ def test_row_i_belongs_to_image_i(batch_size):
 
 
 def test_images_are_scaled_then_normalised():
-    features_ND = extract(brightness(), numbered_images(52), mean=[0.1], std=[0.5])
-    assert features_ND[51, 0] == pytest.approx((51 / 255 - 0.1) / 0.5)
+    features_ND = extract(brightness(), numbered_images(52), mean=[0.1], std=[0.25])
+    assert features_ND[51, 0] == pytest.approx((51 / 255 - 0.1) / 0.25)
 
 
 def convnet(count=75):

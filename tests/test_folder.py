@@ -112,7 +112,8 @@ class TestPixels:
             ("RGB", (1, 2, 3), (1, 2, 3)),
             ("RGBA", (255, 0, 0, 51), (255, 204, 204)),
             ("I;16", 257 * 200, (200, 200, 200)),
-            ("I;16", 300, (1, 1, 1)),
+            ("I;16", 200, (1, 1, 1)),
+            ("I;16", 128, (0, 0, 0)),
             ("I;16", 65535, WHITE),
         ],
     )
@@ -202,10 +203,10 @@ class TestSize:
         assert np.abs(load(tmp_path, 8).images_NCHW.astype(int) - 127).max() <= 2
 
     def test_large_jpeg_decoded_at_a_fraction_is_the_same_picture(self, tmp_path: Path) -> None:
-        ramp = np.tile(np.linspace(0, 255, 512).astype(np.uint8), (512, 1))
-        Image.fromarray(ramp).save(tmp_path / "a.jpg", quality=95)
-        found = load(tmp_path, 32).images_NCHW[0, 0].astype(int)
-        assert np.abs(found - ramp.reshape(32, 16, 32, 16).mean((1, 3))).max() <= 3
+        blocks = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
+        Image.fromarray(blocks).save(tmp_path / "a.jpg", quality=95)
+        reference = np.asarray(Image.fromarray(blocks).resize((64, 64), Image.Resampling.BILINEAR)).astype(int)
+        assert np.abs(load(tmp_path, 64).images_NCHW[0, 0] - reference).mean() < 8
 
     def test_native_size_of_equal_squares_is_kept_to_the_pixel(self, tmp_path: Path) -> None:
         pixels = np.random.default_rng(0).integers(0, 256, (3, 9, 9, 3), dtype=np.uint8)

@@ -98,6 +98,24 @@ def test_every_index_is_trained_on_with_its_own_label():
     assert [result.loss for result in results] == pytest.approx(expected, rel=1e-4)
 
 
+def test_images_are_augmented_before_they_are_normalised():
+    class Recorder(nn.Module):
+        def forward(self, images_NCHW):
+            seen.append(images_NCHW)
+            return images_NCHW.mean(dim=(2, 3))
+
+    seen: list[torch.Tensor] = []
+    backbone = Backbone(nn.Identity(), Recorder(), feature_dim=1, head_activation=nn.Identity())
+    head = nn.Linear(1, 3)
+    optimizers = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.0), torch.optim.SGD(head.parameters(), lr=0.0)
+    white = np.full((16, 1, 8, 8), 255, dtype=np.uint8)
+    moved = Augmentation(translate=0.4)
+    train(backbone, head, white, np.zeros(16, np.int32), optimizers=optimizers, augmentation=moved)
+    # what moves in from beyond the image is black, not the mean
+    assert seen[0].min().item() == pytest.approx((0 - 0.5) / 0.3, abs=1e-4)
+    assert seen[0].max().item() == pytest.approx((1 - 0.5) / 0.3, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("count", "size", "lengths"),
     [(9, 4, [4, 5]), (8, 4, [4, 4]), (10, 4, [4, 4, 2]), (1, 4, [1]), (5, 4, [5]), (3, 4, [3]), (0, 4, [])],

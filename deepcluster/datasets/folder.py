@@ -220,21 +220,29 @@ def _allocate(number: int, channels: int, side: int) -> npt.NDArray[np.uint8]:
 
 def _common_side(root: Path, listed: Sequence[str]) -> int:
     """The side of all images if they are square and equal, else DataError. Reads headers only."""
-    from PIL import Image
-
     sizes: dict[tuple[int, int], str] = {}
     for sample_id in listed:
-        try:
-            with Image.open(root / sample_id, formats=FORMATS) as image:
-                sizes.setdefault(image.size, sample_id)
-        except Exception:  # decoding says why
+        size = _header_size(root / sample_id)
+        if size is None:
             continue
-        width, height = image.size
+        sizes.setdefault(size, sample_id)
+        width, height = size
         if len(sizes) > 1 or width != height or width > LARGEST_NATIVE:
             found = ", ".join(f"{name} is {w}x{h}" for (w, h), name in sizes.items())
             rule = f"without image_size all images must be square and of one size up to {LARGEST_NATIVE} pixels"
             raise DataError(f"{root}: {rule}, but {found}; set image_size, for example 224")
     return next(iter(sizes), (1, 1))[0]
+
+
+def _header_size(path: Path) -> tuple[int, int] | None:
+    """Width and height, or None for a file that does not open: decoding it will say why."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return image.size
+    except Exception:
+        return None
 
 
 def _check_share(base: Path, unreadable: dict[str, str], total: int, max_unreadable: float) -> None:

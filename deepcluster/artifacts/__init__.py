@@ -1,0 +1,33 @@
+"""Artifacts on disk: zarr stores and checkpoints, with provenance, checksums and atomic publish.
+
+The only package that touches zarr and safetensors. The attributes of every artifact say what it is:
+
+    schema, version   kind of artifact and its layout's version
+    epoch             epoch it belongs to (absent for the data set)
+    samples, ids      N, and the sha256 over the sample ids: an array of another data set or order is refused
+    params, seed      what it was made with
+    packages          versions of the packages that made it
+"""
+
+from deepcluster.artifacts.provenance import Provenance, damaged, ids_hash
+from deepcluster.artifacts.publish import publishing, remove, write_text
+from deepcluster.artifacts.safetensors_files import CheckpointFiles, read_checkpoint, read_weights, write_checkpoint
+from deepcluster.artifacts.store import Array, Store, StoreWriter, open_store, write_store
+
+__all__ = [
+    "Array",
+    "CheckpointFiles",
+    "Provenance",
+    "Store",
+    "StoreWriter",
+    "damaged",
+    "ids_hash",
+    "open_store",
+    "publishing",
+    "read_checkpoint",
+    "read_weights",
+    "remove",
+    "write_checkpoint",
+    "write_store",
+    "write_text",
+]

@@ -1,0 +1,61 @@
+"""What every artifact says of its origin, and what is refused because of it."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from deepcluster import __version__
+from deepcluster.errors import ArtifactError
+
+SCHEMA_VERSION = 1
+RECORDED_PACKAGES = ("numpy", "zarr", "torch", "faiss-gpu", "scikit-learn")
+
+
+def ids_hash(sample_ids: Iterable[str]) -> str:
+    """sha256 (hex) over the sample ids in order; equal only for the same samples in the same order."""
+    digest = hashlib.sha256()
+    for sample in sample_ids:
+        encoded = sample.encode(errors="surrogateescape")
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What an artifact's attributes say of its origin; `ids` is the `ids_hash` of its data set."""
+
+    samples: int
+    ids: str
+    epoch: int | None = None
+    seed: int | None = None
+    params: Mapping[str, Any] | None = None
+
+    def attributes(self, schema: str) -> dict[str, Any]:
+        packages = {"deepcluster": __version__} | {name: version(name) for name in RECORDED_PACKAGES}
+        found: dict[str, Any] = {"schema": schema, "version": SCHEMA_VERSION, "samples": self.samples, "ids": self.ids}
+        if self.epoch is not None:
+            found["epoch"] = self.epoch
+        if self.seed is not None:
+            found["seed"] = self.seed
+        return found | {"params": plain(self.params or {}), "packages": packages}
+
+
+def damaged(path: Path, reason: str) -> ArtifactError:
+    """The error of an artifact that does not read back as it was written."""
+    reason = " ".join(reason.split())
+    return ArtifactError(f"{path}: damaged ({reason}); delete it and run `dvc checkout` or `dvc repro`")
+
+
+def expect(path: Path, key: str, expected: object, found: object, made_by: str) -> None:
+    """ArtifactError unless `found` is what was expected under `key`."""
+    if found != expected:
+        raise ArtifactError(f"{path}: {key}: expected {expected!r}, got {found!r}; run `dvc repro {made_by}`")
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON would give it back."""
+    return json.loads(json.dumps(value))

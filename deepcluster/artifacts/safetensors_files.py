@@ -1,0 +1,76 @@
+"""Checkpoints as safetensors files and a JSON description: nothing loaded can run code."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepcluster.artifacts.provenance import SCHEMA_VERSION, Provenance, damaged, expect, plain
+from deepcluster.artifacts.publish import publishing
+from deepcluster.artifacts.store import Array
+from deepcluster.errors import ArtifactError
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """A checkpoint as arrays: backbone weights, optimizer state, and what is needed to rebuild the backbone."""
+
+    weights: dict[str, Array]
+    optimizer: dict[str, Array]
+    description: dict[str, Any]
+
+
+def write_checkpoint(target: Path, files: CheckpointFiles, provenance: Provenance) -> None:
+    """Publish the folder model.safetensors, optimizer.safetensors, checkpoint.json (with the sha256 of both)."""
+    from safetensors.numpy import save
+
+    with publishing(target) as partial:
+        partial.mkdir()
+        contents = {"model.safetensors": save(files.weights), "optimizer.safetensors": save(files.optimizer)}
+        for name, content in contents.items():
+            (partial / name).write_bytes(content)
+        description = provenance.attributes("checkpoint") | plain(files.description)
+        description["sha256"] = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        (partial / "checkpoint.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+def read_checkpoint(path: Path, *, made_by: str, ids: str | None = None, epoch: int | None = None) -> CheckpointFiles:
+    """The checkpoint at `path`, its checksums verified; the same refusals as `open_store`."""
+    if not path.exists():
+        raise ArtifactError(f"{path}: not found; run `dvc repro {made_by}`")
+    try:
+        description = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+        digests = description["sha256"]
+        weights, optimizer = (
+            _read_safetensors(path / name, digests[name]) for name in ("model.safetensors", "optimizer.safetensors")
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise damaged(path, str(error) or type(error).__name__) from error
+    expect(path, "schema", "checkpoint", description.get("schema"), made_by)
+    expect(path, "version", SCHEMA_VERSION, description.get("version"), made_by)
+    if ids is not None and description.get("ids") != ids:
+        raise ArtifactError(f"{path}: belongs to another data set or sample order; run `dvc repro {made_by}`")
+    if epoch is not None:
+        expect(path, "epoch", epoch, description.get("epoch"), made_by)
+    return CheckpointFiles(weights, optimizer, description)
+
+
+def read_weights(path: Path) -> dict[str, Array]:
+    """The tensors of a .safetensors file that the user names (`model.weights`)."""
+    if not path.is_file():
+        raise ArtifactError(f"{path}: not found (model.weights in params.yaml)")
+    return _read_safetensors(path, None)
+
+
+def _read_safetensors(path: Path, digest: str | None) -> dict[str, Array]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    content = path.read_bytes()
+    if digest is not None and hashlib.sha256(content).hexdigest() != digest:
+        raise damaged(path, "checksum differs")
+    try:
+        return dict(load(content))
+    except SafetensorError as error:
+        raise damaged(path, str(error)) from error

@@ -1,0 +1,212 @@
+"""Zarr stores: format 3, one sharded array a name, whole rows in each chunk, crc32c over every chunk.
+
+No timestamps: same content, same bytes.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deepcluster.artifacts.provenance import SCHEMA_VERSION, Provenance, damaged, expect, plain
+from deepcluster.artifacts.publish import publishing
+from deepcluster.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import zarr
+
+SHARD_BYTES = 128 << 20
+CHUNK_BYTES = 1 << 20
+
+Array = npt.NDArray[Any]
+
+
+class StoreWriter:
+    """Writes the arrays of one store; use through `write_store`."""
+
+    def __init__(self, group: "zarr.Group") -> None:
+        self._group = group
+
+    def array(self, name: str, values: Array, dimensions: Sequence[str]) -> None:
+        """Write a whole array; `dimensions` names its axes."""
+        self.create(name, values.shape, values.dtype, dimensions)[...] = values
+
+    def rows(self, name: str, blocks: Iterable[Array], *, total: int, dimensions: Sequence[str]) -> None:
+        """Write an array of `total` rows from blocks of any number of rows, one shard in memory at a time."""
+        target: Any = None
+        for start, rows in regroup(blocks, row_count=_rows_per_shard):
+            if target is None:
+                target = self.create(name, (total, *rows.shape[1:]), rows.dtype, dimensions)
+            target[start : start + len(rows)] = rows
+        if target is None:
+            raise ValueError(f"{name}: no rows to write")
+
+    def strings(self, name: str, values: Sequence[str], dimensions: Sequence[str]) -> None:
+        """Write text as UTF-8 bytes, uint8 [len(values), longest + 1], zero-padded: every zarr reader knows uint8."""
+        encoded = [value.encode(errors="surrogateescape") for value in values]
+        width = max(map(len, encoded), default=0) + 1
+        padded = np.frombuffer(b"".join(value.ljust(width, b"\0") for value in encoded), dtype=np.uint8)
+        self.array(name, padded.reshape(len(values), width), (*dimensions, "utf8_byte"))
+
+    def create(self, name: str, shape: Sequence[int], dtype: Any, dimensions: Sequence[str]) -> Any:
+        """An empty sharded array with whole rows in each chunk."""
+        from zarr.codecs import Crc32cCodec, ZstdCodec
+
+        dtype = np.dtype(dtype)
+        shards, chunks = _layout(shape, dtype)
+        # Floats hardly compress; images and labels do.
+        compressors = [Crc32cCodec()] if dtype.kind == "f" else [ZstdCodec(level=1), Crc32cCodec()]
+        return self._group.create_array(
+            name,
+            shape=tuple(shape),
+            dtype=dtype,
+            chunks=chunks,
+            shards=shards,
+            compressors=compressors,
+            dimension_names=list(dimensions),
+            config={"write_empty_chunks": True},  # so that a missing chunk is damage, not zeros
+        )
+
+
+@contextmanager
+def write_store(target: Path, schema: str, provenance: Provenance, **extra: Any) -> Iterator[StoreWriter]:
+    """Publish a zarr store of kind `schema` at `target`; `extra` goes into its attributes as it is (JSON)."""
+    import zarr
+
+    with publishing(target) as partial:
+        attributes = provenance.attributes(schema) | plain(extra)
+        group = zarr.create_group(partial, zarr_format=3, attributes=attributes)
+        yield StoreWriter(group)
+        attributes["files"] = {name: _fingerprint(partial / name) for name in _files(partial)}
+        group.attrs.update({"files": attributes["files"], "digest": _digest(attributes)})
+
+
+@dataclass(frozen=True)
+class Store:
+    """An opened store: attributes, and arrays that are read and checked when asked for."""
+
+    path: Path
+    attributes: Mapping[str, Any]
+    group: "zarr.Group"
+
+    @property
+    def ids(self) -> str:
+        return str(self.attributes["ids"])
+
+    @property
+    def samples(self) -> int:
+        return int(self.attributes["samples"])
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._array(name).shape)
+
+    def read(self, name: str, rows: slice = slice(None)) -> Array:
+        """`rows` of an array, every chunk's checksum verified; ArtifactError if one is missing or damaged."""
+        array = self._array(name)
+        try:
+            return np.asarray(array[rows])
+        except Exception as error:  # zarr raises whatever its codecs raise
+            raise damaged(self.path / name, str(error) or type(error).__name__) from error
+
+    def blocks(self, name: str, row_count: int = 8192) -> Iterator[Array]:
+        """The array's rows in blocks."""
+        for start in range(0, self.shape(name)[0], row_count):
+            yield self.read(name, slice(start, start + row_count))
+
+    def strings(self, name: str) -> list[str]:
+        """What `StoreWriter.strings` wrote."""
+        return [row.tobytes().rstrip(b"\0").decode(errors="surrogateescape") for row in self.read(name)]
+
+    def _array(self, name: str) -> Any:
+        if f"{name}/zarr.json" not in self.attributes["files"]:
+            raise damaged(self.path, f"it has no array {name}")
+        for file, expected in self.attributes["files"].items():
+            if file.startswith(f"{name}/") and _fingerprint(self.path / file) != expected:
+                raise damaged(self.path / file, "missing, cut short or altered")
+        return self.group[name]
+
+
+def open_store(path: Path, schema: str, *, made_by: str, ids: str | None = None, epoch: int | None = None) -> Store:
+    """Open the store at `path`, refusing one that is missing, damaged, of another kind, data set or epoch.
+
+    `made_by` names the DVC stage that writes it, for the remedy in the message.
+    """
+    import zarr
+
+    if not path.exists():
+        raise ArtifactError(f"{path}: not found; run `dvc repro {made_by}`")
+    try:
+        group = zarr.open_group(path, mode="r", zarr_format=3)
+        attributes = dict(group.attrs)
+    except Exception as error:
+        raise damaged(path, str(error) or type(error).__name__) from error
+    if attributes.get("digest") != _digest(attributes):
+        raise damaged(path, "attributes altered")
+    store = Store(path, attributes, group)
+    expect(path, "schema", schema, attributes.get("schema"), made_by)
+    expect(path, "version", SCHEMA_VERSION, attributes.get("version"), made_by)
+    if ids is not None and attributes.get("ids") != ids:
+        raise ArtifactError(f"{path}: belongs to another data set or sample order; run `dvc repro {made_by}`")
+    if epoch is not None:
+        expect(path, "epoch", epoch, attributes.get("epoch"), made_by)
+    return store
+
+
+def _layout(shape: Sequence[int], dtype: np.dtype[Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(shard shape, chunk shape): whole rows, chunks near CHUNK_BYTES, shards near SHARD_BYTES."""
+    row = max(1, int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize)
+    total = max(1, shape[0])
+    per_chunk = min(total, max(1, CHUNK_BYTES // row))
+    chunks_per_shard = min(-(-total // per_chunk), max(1, SHARD_BYTES // (per_chunk * row)))
+    rest = tuple(max(1, length) for length in shape[1:])
+    return (per_chunk * chunks_per_shard, *rest), (per_chunk, *rest)
+
+
+def _rows_per_shard(total_row_shape: Sequence[int], dtype: np.dtype[Any]) -> int:
+    row = max(1, int(np.prod(total_row_shape, dtype=np.int64)) * dtype.itemsize)
+    per_chunk = max(1, CHUNK_BYTES // row)
+    return per_chunk * max(1, SHARD_BYTES // (per_chunk * row))
+
+
+def regroup(blocks: Iterable[Array], *, row_count: Any) -> Iterator[tuple[int, Array]]:
+    """(start row, rows) in groups of exactly `row_count(row shape, dtype)` rows, the last one shorter."""
+    start, held, pending = 0, 0, []
+    size = 0
+    for block in blocks:
+        size = size or row_count(block.shape[1:], block.dtype)
+        while len(block):
+            take, block = block[: size - held], block[size - held :]
+            pending.append(take)
+            held += len(take)
+            if held == size:
+                yield start, pending[0] if len(pending) == 1 else np.concatenate(pending)
+                start, held, pending = start + held, 0, []
+    if pending:
+        yield start, np.concatenate(pending)
+
+
+def _files(folder: Path) -> list[str]:
+    """The files of the arrays in a store's folder, relative to it, in a fixed order."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.glob("*/**/*") if path.is_file())
+
+
+def _fingerprint(path: Path) -> int | str | None:
+    """The sha256 of an array's metadata; the size of a shard, whose content has checksums of its own; None if missing.
+
+    Zarr takes an empty shard file for zeros, so the size must be checked.
+    """
+    if not path.is_file():
+        return None
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.name == "zarr.json" else path.stat().st_size
+
+
+def _digest(attributes: Mapping[str, Any]) -> str:
+    """sha256 over the attributes, without the digest itself."""
+    rest = {name: value for name, value in attributes.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,130 @@
+"""params.yaml: every mistake at once, each naming file, key, expected and found."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from deepcluster.errors import ParamsError
+from deepcluster.params import Params, as_yaml, load_params
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Validate a text as params.yaml."""
+
+    def load_text(text):
+        path = tmp_path / "params.yaml"
+        path.write_text(text, encoding="utf-8")
+        return load_params(path)
+
+    return load_text
+
+
+def mistakes(load, text):
+    with pytest.raises(ParamsError) as caught:
+        load(text)
+    return [line.split("params.yaml: ", 1)[1] for line in str(caught.value).splitlines()]
+
+
+def test_the_shipped_file_is_valid_and_names_every_key(request):
+    shipped = load_params(request.config.rootpath / "params.yaml")
+    from ruamel.yaml import YAML
+
+    written = YAML(typ="safe").load((request.config.rootpath / "params.yaml").read_text(encoding="utf-8"))
+
+    def keys(tree, prefix=""):
+        return {
+            name
+            for key, value in tree.items()
+            for name in ({f"{prefix}{key}"} | (keys(value, f"{prefix}{key}.") if isinstance(value, dict) else set()))
+        }
+
+    assert keys(written) == keys(shipped.model_dump())
+
+
+def test_exponents_without_a_dot_are_numbers(load):
+    assert load("train: {optimizer: {lr: 1e-5}}").train.optimizer.lr == 1e-5
+    assert load("train: {optimizer: {lr: 1}}").train.optimizer.lr == 1.0
+
+
+def test_every_mistake_is_reported_at_once(load):
+    text = """
+epochs: "3"
+trian: {}
+data: {image_size: big}
+model: {arch: alexnett}
+cluster: {k: 1}
+pca: 3
+augment: {zoom: [2, 1], crop_scale: [1]}
+train: {epoch_size: .inf, optimizer: {mometum: 0.5}}
+"""
+    assert mistakes(load, text) == [
+        "epochs: must be a whole number; got '3'",
+        "data.image_size: must be a whole number; got 'big'",
+        "model.arch: must be one of 'convnet', 'alexnet' or 'resnet18'; did you mean 'alexnet'?; got 'alexnett'",
+        "pca: must be a section with keys of its own; got 3",
+        "cluster.k: must be >= 2; got 1",
+        "train.epoch_size: must be finite; got inf",
+        "train.optimizer.mometum: unknown key; did you mean 'momentum'?",
+        "augment.crop_scale: must be a list of two numbers; got [1]",
+        "augment.zoom: must be [low, high] with 0 < low <= high; got [2, 1]",
+        "trian: unknown key; did you mean 'train'?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "empty; expected sections such as data, model, cluster"),
+        ("- 1", "expected sections such as data, model, cluster; got a list"),
+        ("a: b: c", "not YAML: mapping values are not allowed in this context"),
+        ("seed: 1\nseed: 2", "not YAML: while constructing a mapping"),
+    ],
+)
+def test_what_is_no_mapping_is_refused(load, text, message):
+    assert mistakes(load, text)[0].startswith(message)
+
+
+def test_a_missing_file_says_where_to_run(tmp_path):
+    with pytest.raises(ParamsError, match=r"params\.yaml: not found; run this in the project's folder"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ParamsError, match="not UTF-8 text"):
+        load_params(path)
+
+
+def test_sections_are_immutable():
+    with pytest.raises(ValueError, match="frozen"):
+        Params().cluster.k = 3  # type: ignore[misc]
+
+
+def test_yaml_round_trip(load):
+    params = Params()
+    assert load(as_yaml(params)) == params
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+sections = st.dictionaries(st.sampled_from([*Params.model_fields, "other"]), plain, max_size=4)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sections)
+def test_any_yaml_is_valid_or_a_params_error(load, tree):
+    import io
+
+    from ruamel.yaml import YAML
+
+    text = io.StringIO()
+    YAML(typ="safe").dump(tree, text)
+    try:
+        assert isinstance(load(text.getvalue()), Params)
+    except ParamsError as error:
+        assert str(error)
