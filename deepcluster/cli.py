@@ -45,6 +45,24 @@ def plan(
 
 
 @app.command()
+def run(
+    targets: Annotated[
+        list[str] | None, typer.Argument(help="DVC stages, e.g. train@3. [default: the whole pipeline]")
+    ] = None,
+) -> None:
+    """Bring the pipeline up to date in one process: what `dvc repro` does, without its start-up costs.
+
+    Writes the schedule first. DVC decides what is stale; dvc.lock, cache and artifacts end as after `dvc repro`.
+    """
+    from deepcluster.plan import plan as write_plan
+    from deepcluster.runner import run as run_pipeline
+
+    write_plan()
+    count = run_pipeline(targets or [])
+    print(f"{count} stages ran" if count else "everything is up to date")
+
+
+@app.command()
 def summary() -> None:
     """Print the table of epochs, the final clustering beside the baselines, and where the report is."""
     from deepcluster.errors import ArtifactError

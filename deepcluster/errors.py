@@ -28,6 +28,10 @@ class ScheduleError(UserError):
     """The epochs in params.yaml and the unrolled stages in stages/schedule.yaml disagree."""
 
 
+class RunnerError(UserError):
+    """`deepcluster run` cannot go on: an untested DVC, params.yaml changed meanwhile, or DVC reports an error."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the known name nearest to `name`, or an empty string."""
     matches = get_close_matches(name, list(known), n=1, cutoff=0.6)

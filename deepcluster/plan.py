@@ -13,6 +13,7 @@ from deepcluster.params import PARAMS_FILE, load_params
 HEADER = """\
 # Written by `deepcluster plan`: epoch: previous epoch. dvc.yaml repeats its stages over this mapping.
 # The keys are quoted because DVC makes no stages of unquoted numbers, without saying so.
+last: {last}
 schedule:
 """
 
@@ -46,8 +47,11 @@ def plan(epochs: int | None = None, path: Path = layout.SCHEDULE) -> tuple[int, 
     if epochs is not None:
         _set_epochs(epochs)
     epochs = load_params().epochs
-    before = scheduled_epochs(path)
-    text = HEADER + "".join(f'  "{epoch}": {epoch - 1}\n' for epoch in range(1, epochs + 1))
+    try:
+        before = scheduled_epochs(path)
+    except ScheduleError:  # to be replaced; this command is the remedy that its message names
+        before = []
+    text = HEADER.format(last=epochs) + "".join(f'  "{epoch}": {epoch - 1}\n' for epoch in range(1, epochs + 1))
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         artifacts.write_text(path, text)
     for folder in layout.HISTORY.glob("*"):

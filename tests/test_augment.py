@@ -87,21 +87,43 @@ def test_shear_moves_rows_against_each_other(monkeypatch):
     torch.testing.assert_close(sheared, torch.tensor(expected), atol=1e-5, rtol=0)
 
 
+def test_rotation_is_about_the_centre_and_comes_before_translation(monkeypatch):
+    one_draw(monkeypatch, 1.0)
+    result = run(images(), Augmentation(rotation=90, translate=1 / 8))
+    turned = torch.rot90(images(), -1, dims=(2, 3))
+    torch.testing.assert_close(result[:, :, 1:, 1:], turned[:, :, :-1, :-1], atol=1e-5, rtol=0)
+
+
+def crops(augmentation, count=1000):
+    """Relative width, height and centre (x, y) of crops, read off a ramp in x and a ramp in y."""
+    ramp = torch.linspace(0.5 / 32, 31.5 / 32, 32)
+    ramps = torch.stack([ramp.expand(32, 32), ramp.expand(32, 32).T]).expand(count, 2, 32, 32)
+    cropped = run(ramps, augmentation)
+    width_N = (cropped[:, 0, 16, 17] - cropped[:, 0, 16, 15]) * 16
+    height_N = (cropped[:, 1, 17, 16] - cropped[:, 1, 15, 16]) * 16
+    return width_N, height_N, cropped[:, 0, 16, 15:17].mean(dim=1), cropped[:, 1, 15:17, 16].mean(dim=1)
+
+
 def test_crop_area_and_ratio_follow_the_settings():
-    # of drawn crops 8 % do not fit into the image: cut to fit, they would be smaller than the settings allow
-    # a ramp in x and one in y: their slopes after the crop are the crop's relative width and height
-    ramp = torch.linspace(0, 1, 32)
-    ramps = torch.stack([ramp.expand(32, 32), ramp.expand(32, 32).T]).expand(4000, 2, 32, 32)
-    cropped = run(ramps, Augmentation(crop=True, crop_scale=(0.5, 0.7), crop_ratio=(0.5, 2.0)))
-    width_N = (cropped[:, 0, 16, 17] - cropped[:, 0, 16, 15]) * 31 / 2
-    height_N = (cropped[:, 1, 17, 16] - cropped[:, 1, 15, 16]) * 31 / 2
-    area_N, ratio_N = width_N * height_N, width_N / height_N
-    assert area_N.min() >= 0.5 - 1e-3
-    assert area_N.max() <= 0.7 + 1e-3
-    assert ratio_N.min() >= 0.5 - 1e-2
-    assert ratio_N.max() <= 2.0 + 1e-2
-    assert float(ratio_N.log().mean()) == pytest.approx(0, abs=0.03)
-    assert float(ratio_N.log().abs().max()) > 0.55
+    # many of these do not fit into the image; cut to fit they would be smaller than the settings allow
+    settings = Augmentation(crop=True, crop_scale=(0.6, 0.7), crop_ratio=(0.55, 1 / 0.55))
+    width_N, height_N, _, _ = crops(settings)
+    area_N, log_ratio_N = width_N * height_N, torch.log(width_N / height_N)
+    assert 0.6 - 1e-3 <= area_N.min() < 0.605
+    assert 0.695 < area_N.max() <= 0.7 + 1e-3
+    assert max(width_N.max(), height_N.max()) <= 1 + 1e-3
+    assert float(log_ratio_N.mean()) == pytest.approx(0, abs=0.03)
+    assert 0.4 < log_ratio_N.abs().max() < 0.52
+
+
+def test_crops_lie_anywhere_inside_the_image():
+    width_N, height_N, x_N, y_N = crops(Augmentation(crop=True, crop_scale=(0.25, 0.25), crop_ratio=(1.0, 1.0)))
+    torch.testing.assert_close(torch.stack([width_N, height_N]), torch.full((2, 1000), 0.5), atol=1e-4, rtol=0)
+    for centre_N in (x_N, y_N):
+        assert 0.25 - 1e-4 <= centre_N.min() < 0.26
+        assert 0.74 < centre_N.max() <= 0.75 + 1e-4
+        assert float(centre_N.mean()) == pytest.approx(0.5, abs=0.02)
+    assert abs(torch.corrcoef(torch.stack([x_N, y_N]))[0, 1]) < 0.1
 
 
 @pytest.mark.parametrize(

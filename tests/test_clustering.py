@@ -121,11 +121,11 @@ def test_nothing_is_printed(capfd):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_shared_offset_changes_nothing(backend):
-    rows = np.round(make_rows(400, 4) * 64).astype(np.float32) / 64  # exact also after the move
-    here, there = (kmeans(r, k=10, backend=backend, seed=5) for r in (rows, rows + np.float32(1024)))
-    assert ari(here.labels_N, there.labels_N) > 0.95
-    assert there.objective[-1] == pytest.approx(here.objective[-1], rel=1e-2)
-    assert_consistent(there, rows + np.float32(1024), 10)
+    rows = np.round(make_rows(400, 20) * 64).astype(np.float32) / 64  # exact also after the move
+    here, there = (kmeans(r, k=10, backend=backend, seed=5) for r in (rows, rows + np.float32(4096)))
+    assert ari(here.labels_N, there.labels_N) > 0.98
+    assert there.objective[-1] == pytest.approx(here.objective[-1], rel=1e-3)
+    assert_consistent(there, rows + np.float32(4096), 10)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -185,7 +185,19 @@ def test_as_many_distinct_rows_as_k_among_many_equal_ones(backend, seed):
     assert sorted(found.sizes_K.tolist()) == [1] * 9 + [1000]
 
 
-def test_an_empty_cluster_takes_the_farthest_row_and_what_is_nearer_to_it():
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("seed", range(5))
+def test_an_empty_cluster_takes_a_far_row_and_all_that_is_nearer_to_it(backend, seed):
+    """A thousand rows in one point and nine pairs: each cluster filled with one of a pair gets the other too."""
+    far = make_rows(9, 3, seed)
+    rows = np.concatenate([np.zeros((1000, 3), np.float32), far, far + np.float32(1e-3)])
+    found = kmeans(rows, k=10, backend=backend, iterations=1, seed=seed)
+    assert_consistent(found, rows, 10)
+    assert found.labels_N[1000:1009].tolist() == found.labels_N[1009:].tolist()
+    assert sorted(found.sizes_K.tolist()) == [2] * 9 + [1000]
+
+
+def test_a_cluster_that_starts_empty_is_filled():
     rows = np.array([[0.0], [0.0], [0.0], [0.0], [9.0], [10.0]], np.float32)
     start = np.array([[0.0], [10.0], [1e6]], np.float32)
     found = kmeans(rows, k=3, backend="faiss", iterations=1, seed=0, initial_centroids_Kd=start)

@@ -241,7 +241,8 @@ class TestReport:
         text = " ".join(re.sub(r"\s+", " ", page.text).split())
         assert "featuresnmiari DeepCluster0.50000.4000 raw pixels0.12500.1000 untrained backbone0.0625-" in text
         assert "epochs2backboneconvnet" in text
-        assert "as epoch e - 1 left it" in text
+        assert "one final k-means on the features that the last epoch's backbone gives" in text
+        assert "of the backbone as epoch e - 1 left it" in text
         assert "nothing here is measured on held-out images" in text
 
     def test_without_targets(self) -> None:
@@ -255,6 +256,7 @@ class TestReport:
         text = Page(html).text
         assert "No epoch has been evaluated." in text
         assert "Warnings" not in text
+        assert "beside the baselines" not in text
         assert "nmi-" in text
 
     def test_phone_and_dark_mode(self) -> None:

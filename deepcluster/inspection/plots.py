@@ -77,7 +77,7 @@ def _style(salt: str) -> dict[Any, Any]:
 
 
 def _inline(svg: str) -> str:
-    """The bare <svg> element: no prolog, no metadata (it holds the date), no ids that would repeat on a page with several plots."""
+    """The bare <svg> element: no prolog, no metadata (it holds the date), no ids (they repeat from plot to plot)."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)

@@ -17,10 +17,15 @@ GALLERY_BYTES = 9_000_000  # of PNG; base64 makes 12 MB of it
 THUMBNAIL_SIDES = (96, 64, 48, 32, 24, 16)
 
 CLUSTERED = (
-    "The clusters of epoch e are those that its training uses as pseudo-labels: k-means (or the algorithm named in the "
-    "parameters) on the reduced features of all images of this data set, extracted with the backbone as epoch e - 1 "
-    "left it. The number of the last epoch therefore does not see that epoch's own training. Both baselines cluster "
-    "the same images: k-means on raw pixels, and on the features of the same backbone before any training."
+    "The result and the clusters below come from one final k-means on the features that the last epoch's backbone "
+    "gives for all images of this data set, each row divided by its length, without PCA or whitening. The baselines "
+    "had the same k and number of restarts: the pixels themselves, and the features of the same backbone "
+    "before any training."
+)
+PSEUDO_LABELS = (
+    "The rows below are another clustering: the pseudo-labels that each epoch trained on. Those of epoch e were made "
+    "before its training, from the reduced features of the backbone as epoch e - 1 left it, with the number of "
+    "clusters under cluster in the parameters. Compare them with each other, not with the result above."
 )
 TARGETS_USED = (
     "True labels were compared with the clusters only to compute nmi, ari, accuracy and purity; no training stage "
@@ -93,8 +98,8 @@ def render_report(
     """The whole page as text; write it as UTF-8.
 
     summary: final values by name; those that a baseline has too stand beside it, the others in a list.
-    labels_N, distances_N: the clustering to show, and each sample's distance to its centroid.
-    clustered: the sentence that says what was clustered for the numbers; change it if that differs from CLUSTERED.
+    labels_N, distances_N: the final clustering, and each sample's distance to its centroid.
+    clustered: what summary, baselines and labels_N are clusterings of, in sentences, if not what CLUSTERED says.
     """
     lengths = {len(sample_ids), len(labels_N), int(images.shape[0])} | (
         {len(targets_N)} if targets_N is not None else set()
@@ -154,7 +159,7 @@ def _summary(summary: Mapping[str, float | int | str | None], baselines: Mapping
     """The run's numbers in one table with the baselines, and what no baseline has as a list."""
     shared = {name for values in baselines.values() for name in values}
     ours = {key: value for key, value in summary.items() if key in shared and isinstance(value, int | float)}
-    parts = ["<h2>Result beside the baselines</h2>"]
+    parts = [f"<h2>Result{' beside the baselines' if baselines else ''}</h2>"]
     if baselines:
         parts.append(_table(baseline_cells({"DeepCluster": ours, **baselines}), first_is_ours=True))
     rest = [(key, value) for key, value in summary.items() if key not in ours]
@@ -175,7 +180,7 @@ def _epochs(epochs: Sequence[Row]) -> str:
         f'<div role="img" aria-label="{name} by epoch">{curves(epochs, panels=[name])}</div>'
         for name in drawable(epochs)
     )
-    return f'<h2>Epochs</h2>\n{_table(epoch_cells(epochs))}\n<div class="curves">{plots}</div>'
+    return f'<h2>Epochs</h2>\n<p>{PSEUDO_LABELS}</p>\n{_table(epoch_cells(epochs))}\n<div class="curves">{plots}</div>'
 
 
 def _table(cells: Cells, *, first_is_ours: bool = False) -> str:
