@@ -9,8 +9,7 @@ help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 repro: $(VENV)/.run ## run the pipeline in params.yaml, then print metrics and the report's place
-	@$(ACTIVE) deepcluster plan
-	@$(ACTIVE) dvc repro
+	@$(ACTIVE) deepcluster run
 	@$(ACTIVE) deepcluster summary
 
 test: $(VENV)/.dev ## the tests, without the slow ones

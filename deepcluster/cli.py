@@ -1,6 +1,5 @@
 """The `deepcluster` command: every stage, planning, and a summary of the run. Light to import: no torch, no zarr."""
 
-import json
 from typing import Annotated
 
 import typer
@@ -65,15 +64,10 @@ def run(
 @app.command()
 def summary() -> None:
     """Print the table of epochs, the final clustering beside the baselines, and where the report is."""
-    from deepcluster.errors import ArtifactError
-    from deepcluster.evaluation.epochs import from_csv
+    from deepcluster.evaluation.epochs import read_results
     from deepcluster.inspection.tables import baseline_cells, epoch_cells, print_table
 
-    try:
-        rows = from_csv((layout.EVALUATION / "epochs.csv").read_text(encoding="utf-8"))
-        metrics = json.loads((layout.EVALUATION / "metrics.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{error.filename}: not found; run `dvc repro`") from None
+    rows, metrics = read_results()
     print_table(epoch_cells(rows))
     k, sizes = metrics["k"], metrics["clusters"]
     print(
@@ -92,9 +86,5 @@ def summary() -> None:
 
 
 def main() -> None:
-    """Entry point of the `deepcluster` command."""
+    """Run the command that the command line names."""
     run_app(app)
-
-
-if __name__ == "__main__":
-    main()

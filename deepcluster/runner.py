@@ -1,8 +1,8 @@
 """The whole DAG in one warm process: DVC decides what is stale, saves and caches; the stages are called as functions.
 
 Of DVC it uses `Repo.reproduce` with its own way to reproduce one stage (`repro_fn`), and puts a function call in the
-place of the shell command (`dvc.stage.run.cmd_run`). Neither is documented, so the tested versions are pinned and what is
-needed is looked for at the start. dvc.lock is written once an epoch instead of once a stage, since DVC parses and
+place of the shell command (`dvc.stage.run.cmd_run`). Neither is documented, so the tested versions are pinned and what
+is needed is looked for at the start. dvc.lock is written once an epoch instead of once a stage, since DVC parses and
 writes the whole file each time; a run that is killed in between finds its last stages in the run-cache.
 """
 

@@ -1,7 +1,5 @@
 """report: one HTML page that shows the run."""
 
-import json
-
 from stages.common import main, open_images, stage
 
 
@@ -11,7 +9,7 @@ def report() -> None:
     Reads data/dataset/images.zarr and data/evaluation. Writes data/report/report.html, one page that needs no network.
     """
     from deepcluster import artifacts, layout
-    from deepcluster.evaluation.epochs import from_csv
+    from deepcluster.evaluation.epochs import read_results
     from deepcluster.inspection.report import render_report
     from deepcluster.metrics import collapse_warning
     from deepcluster.params import as_yaml
@@ -21,8 +19,7 @@ def report() -> None:
         final = artifacts.open_store(
             layout.EVALUATION / "clusters.zarr", "final_clusters", made_by="evaluate", ids=images.ids
         )
-        metrics = json.loads((layout.EVALUATION / "metrics.json").read_text(encoding="utf-8"))
-        rows = from_csv((layout.EVALUATION / "epochs.csv").read_text(encoding="utf-8"))
+        rows, metrics = read_results()
         page = render_report(
             title=f"DeepCluster: {images.attributes['params']['name']}",
             summary=metrics["final"] | {"epochs": len(rows), "k": metrics["k"]} | metrics["clusters"],

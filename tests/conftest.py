@@ -215,6 +215,7 @@ def workspace(finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def outcome(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
     """Runs `deepcluster ARGUMENTS` in this process, by its real entry point: (exit code, stdout, stderr)."""
     import torch
+    from threadpoolctl import threadpool_limits
 
     from deepcluster.cli import main
 
@@ -224,7 +225,7 @@ def outcome(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            with pytest.raises(SystemExit) as exit_:
+            with pytest.raises(SystemExit) as exit_, threadpool_limits(1):  # as OMP_NUM_THREADS for processes
                 main()
         finally:
             torch.set_num_threads(threads)

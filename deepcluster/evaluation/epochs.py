@@ -3,7 +3,9 @@
 import csv
 import io
 import json
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from deepcluster import artifacts, layout, metrics
 from deepcluster.errors import ArtifactError
 
+T = TypeVar("T")
 Row = dict[str, float | int | None]
 FIELDS = (
     "epoch", "nmi", "ari", "accuracy", "nmi_previous", "loss", "pseudo_label_accuracy",
@@ -64,18 +67,31 @@ def from_csv(text: str) -> list[Row]:
     return [{name: value(name, field) for name, field in row.items()} for row in csv.DictReader(io.StringIO(text))]
 
 
+def read_results() -> tuple[list[Row], dict[str, Any]]:
+    """epochs.csv and metrics.json, as evaluate wrote them; ArtifactError if one is missing or damaged."""
+    rows = _read(layout.EVALUATION / "epochs.csv", from_csv, made_by="evaluate")
+    metrics: dict[str, Any] = _read(layout.EVALUATION / "metrics.json", json.loads, made_by="evaluate")
+    return rows, metrics
+
+
 def _clusters(epoch: int, ids: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     path = layout.clusters(epoch)
     store = artifacts.open_store(path, "clusters", made_by=f"cluster@{epoch}", ids=ids, epoch=epoch)
     return store.read("labels"), store.read("sizes")
 
 
-def _summary(epoch: int) -> dict[str, Any]:
-    path = layout.train_summary(epoch)
+def _summary(epoch: int) -> dict[str, float]:
+    def parse(text: str) -> dict[str, float]:
+        summary = json.loads(text)
+        return {name: float(summary[name]) for name in ("loss", "accuracy")}
+
+    return _read(layout.train_summary(epoch), parse, made_by=f"train@{epoch}")
+
+
+def _read(path: Path, parse: Callable[[str], T], *, made_by: str) -> T:
     try:
-        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ArtifactError(f"{path}: not found; run `dvc repro train@{epoch}`") from None
-    except ValueError as error:
+        raise ArtifactError(f"{path}: not found; run `dvc repro {made_by}`") from None
+    except (ValueError, TypeError, KeyError) as error:
         raise artifacts.damaged(path, str(error)) from error
-    return summary

@@ -23,4 +23,4 @@ def build_convnet(*, channels: int, image_size: int, widths: tuple[int, int, int
             layers.append(nn.MaxPool2d(2))
             map_size //= 2
         channels = width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten())

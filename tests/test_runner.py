@@ -1,0 +1,144 @@
+"""`deepcluster run`: one process, and everything as after `dvc repro`."""
+
+import os
+import re
+import signal
+import subprocess
+
+import pytest
+from ruamel.yaml import YAML
+
+from deepcluster import runner
+from deepcluster.errors import RunnerError
+
+
+def locked(project):
+    return YAML(typ="safe").load((project.root / "dvc.lock").read_text())
+
+
+def ran_in_process(finished):
+    return re.findall(r"^\[\d+:\d\d\] (.+)$", finished.stdout, flags=re.MULTILINE)
+
+
+@pytest.fixture
+def fresh(unstarted, tmp_path):
+    return unstarted.clone(tmp_path / "a fresh clone")
+
+
+def test_run_gives_the_bytes_and_the_lock_of_repro_and_each_leaves_the_other_nothing_to_do(fresh, finished):
+    output = fresh.run("deepcluster", "run")
+    assert len(ran_in_process(output)) == 2 + 2 * 4 + 2
+    assert fresh.digests() == finished.digests()
+    assert locked(fresh) == locked(finished)
+    assert "Data and pipelines are up to date" in fresh.dvc("status").stdout
+    assert fresh.repro() == []
+
+
+def test_after_repro_run_has_nothing_to_do_and_does_what_a_change_touches(project):
+    assert "everything is up to date" in project.run("deepcluster", "run").stdout
+    project.set_params(evaluate__gallery=3)
+    assert ran_in_process(project.run("deepcluster", "run")) == ["evaluate", "report"]
+    project.run("deepcluster", "plan", "--epochs", "3")
+    expected = ["extract@3", "pca@3", "cluster@3", "train@3", "evaluate", "report"]
+    assert ran_in_process(project.run("deepcluster", "run")) == expected
+    assert project.repro() == []
+
+
+def test_run_takes_targets(fresh):
+    assert ran_in_process(fresh.run("deepcluster", "run", "pca@1")) == ["prepare", "initialise", "extract@1", "pca@1"]
+    missing = fresh.run("deepcluster", "run", "nothing@9", status=2)
+    assert missing.stderr.startswith("error: dvc: ")
+    assert "Traceback" not in missing.stderr
+
+
+def test_a_failing_stage_is_one_line_and_keeps_what_was_finished(fresh, finished):
+    fresh.set_params(cluster__k=1000)
+    failed = fresh.run("deepcluster", "run", status=2)
+    assert [line for line in failed.stderr.splitlines() if line.startswith("error")] == [
+        "error: cluster.k: must be <= N = 48 images; got 1000"
+    ]
+    assert "Traceback" not in failed.stderr
+    assert set(locked(fresh)["stages"]) == {"prepare", "initialise", "extract@1", "pca@1"}
+    fresh.set_params(cluster__k=4)
+    assert ran_in_process(fresh.run("deepcluster", "run"))[0] == "cluster@1"
+    assert fresh.digests("data/epochs", "data/history") == finished.digests("data/epochs", "data/history")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_run_is_carried_on_by_either_command(fresh, finished, how):
+    process = subprocess.Popen(
+        ["deepcluster", "run"], cwd=fresh.root, env=fresh.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    for line in process.stdout:
+        if "cluster@1" in line:
+            break
+    os.killpg(process.pid, how)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (130 if how == signal.SIGINT else -how)
+    assert "Traceback" not in errors
+    again = fresh.run("deepcluster", "run") if how == signal.SIGINT else fresh.dvc("repro")
+    assert "prepare" not in ran_in_process(again)
+    assert fresh.digests() == finished.digests()
+    assert locked(fresh) == locked(finished)
+
+
+def test_params_that_change_meanwhile_are_refused(fresh):
+    process = subprocess.Popen(
+        ["deepcluster", "run"], cwd=fresh.root, env=fresh.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    for line in process.stdout:
+        if "extract@1" in line:
+            fresh.set_params(cluster__k=3)
+            break
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "error: params.yaml changed during the run; finished stages are kept: start it again" in errors
+    assert "cluster@1" not in locked(fresh).get("stages", {})
+
+
+def test_a_run_beside_another_one_is_refused_or_waits(fresh):
+    first = subprocess.Popen(
+        ["deepcluster", "run", "train@1"], cwd=fresh.root, env=fresh.environment, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    for line in first.stdout:
+        if "prepare" in line:
+            break
+    second = fresh.run("deepcluster", "run", "train@1", status=None)
+    first.communicate(timeout=120)
+    assert "Traceback" not in second.stderr
+    assert 0 in (first.returncode, second.returncode)
+    fresh.run("deepcluster", "run", "train@1")
+    assert "cluster@1" in locked(fresh)["stages"]
+
+
+def test_an_untested_dvc_is_refused_with_the_other_way(monkeypatch):
+    import dvc
+
+    monkeypatch.setattr(dvc, "__version__", "4.0.1")
+    with pytest.raises(RunnerError, match=r"dvc 4\.0\.1: .* tested with dvc 3\.67 only; use `dvc repro` instead"):
+        runner.check_dvc()
+
+
+def test_a_dvc_without_what_is_needed_is_refused(monkeypatch):
+    import dvc.stage.run
+
+    monkeypatch.setattr(dvc.stage.run, "cmd_run", lambda command: None)
+    with pytest.raises(RunnerError, match=r"lacks dvc\.stage\.run\.cmd_run; use `dvc repro`"):
+        runner.check_dvc()
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "arguments"),
+    [
+        ("python -m stages.prepare", "stages.prepare", {}),
+        ("python -m stages.train --epoch 12", "stages.train", {"epoch": 12}),
+        ("python -m stages.train --epoch x", None, {}),
+        ("echo hello", None, {}),
+        (["python -m stages.prepare"], None, {}),
+    ],
+)
+def test_only_our_own_commands_are_called_in_process(command, module, arguments):
+    assert runner._parse(command) == (runner.STAGES.get(module), arguments)
