@@ -1,6 +1,6 @@
 """cluster@e: pseudo-labels."""
 
-from stages.common import Epoch, main, stage
+from stages.common import Epoch, faiss_gpu, main, stage
 
 
 def cluster(epoch: Epoch) -> None:
@@ -33,6 +33,7 @@ def cluster(epoch: Epoch) -> None:
             restarts=settings.restarts,
             seed=derive_seed(params.seed, "kmeans", epoch),
             initial_centroids_Kd=initial_Kd,
+            gpu=faiss_gpu(),
         )
         provenance = artifacts.Provenance(reduced.samples, reduced.ids, epoch, params.seed, settings.model_dump())
         with artifacts.write_store(layout.clusters(epoch), "clusters", provenance) as store:

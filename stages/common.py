@@ -67,6 +67,11 @@ def open_images() -> "Store":
     return artifacts.open_store(layout.IMAGES, "images", made_by="prepare")
 
 
+def faiss_gpu() -> bool | None:
+    """Whether k-means may use a GPU: not when DEEPCLUSTER_DEVICE says CPU; None leaves it to what faiss finds."""
+    return False if os.environ.get("DEEPCLUSTER_DEVICE", "").startswith("cpu") else None
+
+
 def device() -> "torch.device":
     """DEEPCLUSTER_DEVICE, else the GPU if there is one, else the CPU. Never part of params.yaml or dvc.lock."""
     import torch

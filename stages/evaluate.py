@@ -2,7 +2,7 @@
 
 import json
 
-from stages.common import device, main, open_images, stage
+from stages.common import device, faiss_gpu, main, open_images, stage
 
 
 def evaluate() -> None:
@@ -31,6 +31,7 @@ def evaluate() -> None:
             batch_size=params.extract.batch_size,
             seed=derive_seed(params.seed, "evaluate", 0),
             device=device(),
+            gpu=faiss_gpu(),
         )
         provenance = artifacts.Provenance(images.samples, images.ids, last, params.seed, settings.model_dump())
         final.write_clusters(layout.EVALUATION / "clusters.zarr", provenance, result, targets_N, class_names)

@@ -15,7 +15,8 @@ def means_of_clusters(
     sizes_K = np.bincount(labels_N, minlength=k) if len(labels_N) and labels_N.min() >= 0 else np.zeros(k, int)
     if len(sizes_K) != k or not sizes_K.all():
         return None
-    sums_Kd = np.zeros((k, rows_Nd.shape[1]), dtype=np.float64)
-    np.add.at(sums_Kd, labels_N, rows_Nd)
+    order_N = np.argsort(labels_N, kind="stable")
+    starts_K = np.concatenate([[0], np.cumsum(sizes_K)[:-1]])
+    sums_Kd = np.add.reduceat(rows_Nd[order_N].astype(np.float64), starts_K, axis=0)
     means_Kd: NDArray[np.float32] = (sums_Kd / sizes_K[:, None]).astype(np.float32)
     return means_Kd

@@ -37,13 +37,14 @@ def evaluate_backbones(
     batch_size: int,
     seed: int,
     device: torch.device,
+    gpu: bool | None,
 ) -> Result:
     """Cluster the last backbone's features; with targets, score that and both baselines, clustered alike."""
     pixels_NCHW = images.read("images")
 
     def cluster_epoch(epoch: int) -> Clustering:
         features_ND = _features(images, pixels_NCHW, epoch, batch_size, device)
-        return final_clusters(features_ND, k=k, seed=seed, restarts=restarts)
+        return final_clusters(features_ND, k=k, seed=seed, restarts=restarts, gpu=gpu)
 
     clustering = cluster_epoch(last_epoch)
     statistics = cluster_statistics(clustering.sizes_K)
@@ -51,7 +52,7 @@ def evaluate_backbones(
     if targets_N is not None:
         metrics["final"] = score(clustering.labels_N, targets_N)
         metrics["baselines"] = {
-            "pixels": pixel_baseline(pixels_NCHW, targets_N, k=k, seed=seed, restarts=restarts),
+            "pixels": pixel_baseline(pixels_NCHW, targets_N, k=k, seed=seed, restarts=restarts, gpu=gpu),
             "untrained": score(cluster_epoch(0).labels_N, targets_N),
         }
     metrics["clusters"] = {name: statistics[name] for name in ("smallest", "largest", "empty", "effective_k")}
