@@ -35,7 +35,7 @@ def plan(
 ) -> None:
     """Unroll the epochs of params.yaml into stages/schedule.yaml, for dvc.yaml to repeat its stages over.
 
-    Growing keeps every epoch that exists; shrinking and growing back runs nothing again.
+    Growing keeps every epoch that exists; shrinking and growing back computes no epoch again.
     """
     from deepcluster.plan import plan as write_plan
 

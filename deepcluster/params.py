@@ -77,7 +77,7 @@ class Pca(Section):
     """Features -> reduced features: see `deepcluster.reduction`."""
 
     enabled: bool = True
-    backend: Literal["sklearn", "faiss", "streaming"] = "sklearn"
+    backend: Literal["streaming", "sklearn", "faiss"] = "streaming"
     components: Count = 64
     whiten: bool = True
     normalize: bool = True

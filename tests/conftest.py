@@ -214,6 +214,8 @@ def workspace(finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.fixture
 def outcome(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
     """Runs `deepcluster ARGUMENTS` in this process, by its real entry point: (exit code, stdout, stderr)."""
+    import faiss  # noqa: F401  numeric libraries are limited to one thread only once they are loaded
+    import sklearn.decomposition  # noqa: F401
     import torch
     from threadpoolctl import threadpool_limits
 

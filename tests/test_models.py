@@ -39,6 +39,17 @@ def test_channels_and_front_end(arch, channels, sobel, grayscale):
     assert model(torch.randn(2, channels, 32, 32)).shape == (2, model.feature_dim)
 
 
+def test_convnet_features_are_the_maxima_of_the_last_map():
+    model = backbone("convnet", image_size=28)
+    images_NCHW = torch.randn(3, 1, 28, 28)
+    seen = []
+    last_relu = [layer for layer in model.body if isinstance(layer, nn.ReLU)][-1]
+    last_relu.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    features_ND = model(images_NCHW)
+    assert seen[0].shape == (3, 256, 7, 7)
+    assert torch.equal(features_ND, seen[0].flatten(2).max(dim=2).values)
+
+
 def test_alexnet_features_precede_the_relu_and_the_head_follows_it():
     model = backbone("alexnet", image_size=32)
     features_ND = model(torch.randn(4, 1, 32, 32))

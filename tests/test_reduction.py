@@ -1,5 +1,6 @@
 """PCA: all backends against scikit-learn's full SVD in float64."""
 
+import time
 import weakref
 from typing import get_args
 
@@ -9,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.decomposition import PCA
+from threadpoolctl import threadpool_limits
 
 from deepcluster.errors import NumericsError
+from deepcluster.reduction import blockwise
 from deepcluster.reduction.pca import Backend, fit_transform, l2_normalize, transform
 from deepcluster.reduction.streaming import fit_streaming, moments, project
 
@@ -224,7 +227,42 @@ def test_streaming_does_not_depend_on_the_blocks(cuts):
     np.testing.assert_allclose(np.abs(reduced), np.abs(expected), atol=1e-3)
 
 
-def test_streaming_reads_once_and_lets_go_of_each_block():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bytes_do_not_depend_on_the_number_of_threads(backend, monkeypatch):
+    features = make_features(20_000, 64)
+    found = []
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(blockwise, "_available_cores", lambda threads=threads: threads)
+        with threadpool_limits(threads):
+            result = reduce(features, backend, components=32, normalize=True)
+        found.append((result.reduced_Nd.tobytes(), result.components_dD.tobytes()))
+    assert found[0] == found[1] == found[2]
+
+
+def test_in_order_keeps_the_order_waits_for_the_consumer_and_passes_errors_on(monkeypatch):
+    monkeypatch.setattr(blockwise, "_available_cores", lambda: 3)
+    asked = []
+
+    def items():
+        for item in range(20):
+            asked.append(item)
+            yield item
+
+    def slow_square(item):
+        time.sleep(0.002 * (item % 3))
+        return item * item
+
+    found = []
+    for square in blockwise.in_order(slow_square, items()):
+        found.append(square)
+        assert len(asked) <= len(found) + 3
+    assert found == [item * item for item in range(20)]
+    with pytest.raises(ZeroDivisionError):
+        list(blockwise.in_order(lambda item: 1 // (item - 5), range(20)))
+
+
+def test_streaming_reads_once_and_lets_go_of_each_block(monkeypatch):
+    monkeypatch.setattr(blockwise, "_available_cores", lambda: 2)
     seen, still_held, passes = [], [], []
 
     def blocks():
@@ -236,7 +274,7 @@ def test_streaming_reads_once_and_lets_go_of_each_block():
 
     fit_streaming(blocks, components=3)
     assert len(passes) == 1
-    assert max(still_held) <= 2
+    assert max(still_held) <= 2 + 2  # two being worked on, one waiting, one read
 
 
 def test_moments_by_hand():

@@ -19,7 +19,7 @@ REMEDY = "delete it and run `dvc checkout` or `dvc repro`"
 
 @pytest.fixture
 def refused(workspace, outcome):
-    """Runs `deepcluster ARGUMENTS`, which must fail as a user's mistake and lose nothing; what it says, line by line."""
+    """Runs `deepcluster ARGUMENTS`, which must fail as a user's mistake and lose nothing; the lines it says."""
 
     def run(*arguments: str) -> list[str]:
         before = workspace.digests()

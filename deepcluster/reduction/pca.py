@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from deepcluster.errors import NumericsError
 from deepcluster.metrics import refuse_non_finite
+from deepcluster.reduction.blockwise import in_order, one_thread_a_product
 from deepcluster.reduction.streaming import (
     PcaFit,
     canonical,
@@ -55,7 +56,8 @@ def fit_transform(
 
     Each component's largest loading is positive. A direction with no variance (see `streaming.canonical`) has
     variance 0, a component of zeros and reduced values of 0, so constant features give zeros.
-    All backends are deterministic; `seed` goes to scikit-learn, whose exact solvers do not draw from it.
+    All backends give the same bytes on any number of cores: "streaming" uses all of them, the libraries one.
+    `seed` goes to scikit-learn, whose exact solvers do not draw from it.
     NumericsError: rows that are not finite, fewer than two rows, `components` over min(N, D).
     """
     count, features = features_ND.shape
@@ -83,11 +85,15 @@ def transform(
     """Features [N, D] reduced as in a fit with these parameters: float32 [N, d]. NumericsError where not finite."""
     refuse_non_finite(features_ND, "features")
     reduced_Nd = np.empty((len(features_ND), len(components_dD)), dtype=np.float32)
-    for start in range(0, len(features_ND), _BLOCK_ROWS):
-        block = slice(start, start + _BLOCK_ROWS)
-        reduced_Nd[block] = project(
-            features_ND[block], components_dD, mean_D, explained_variance_d, whiten=whiten, normalize=normalize
+
+    def reduce(rows: slice) -> None:
+        reduced_Nd[rows] = project(
+            features_ND[rows], components_dD, mean_D, explained_variance_d, whiten=whiten, normalize=normalize
         )
+
+    with one_thread_a_product():
+        for _ in in_order(reduce, _block_rows(len(features_ND))):
+            pass
     if not np.isfinite(reduced_Nd).all():
         raise NumericsError("pca: features are too large for float32; scale them down")
     return reduced_Nd
@@ -120,7 +126,8 @@ def _faiss_basis(centred_ND: NDArray[np.float32], components: int) -> NDArray[np
     count, features = centred_ND.shape
     pca = faiss.PCAMatrix(features, components)
     pca.max_points_per_d = -(-count // features)  # as many as there are: the default looks at 1,000 x D rows only
-    pca.train(centred_ND)
+    with one_thread_a_product():
+        pca.train(centred_ND)
     return np.asarray(faiss.vector_to_array(pca.A), dtype=np.float32).reshape(components, features)
 
 
@@ -129,7 +136,10 @@ def _sklearn_basis(centred_ND: NDArray[np.float32], components: int, seed: int) 
 
     solver = "covariance_eigh" if centred_ND.shape[0] >= centred_ND.shape[1] else "full"
     pca = PCA(components, svd_solver=solver, random_state=seed % 2**32)
-    with np.errstate(invalid="ignore"):  # constant features: its variance ratio is 0 / 0, and not used
+    with (
+        one_thread_a_product(),
+        np.errstate(invalid="ignore"),
+    ):  # constant features: its variance ratio is 0 / 0, and not used
         pca.fit(centred_ND)
     return np.asarray(pca.components_, dtype=np.float32)
 
@@ -141,12 +151,19 @@ def _rayleigh_ritz(
 
     Rows of `basis_dD` that a backend left undefined (rank below d) may be anything, NaN included.
     """
-    frame_Dd, _ = np.linalg.qr(np.nan_to_num(basis_dD).T.astype(np.float64))
+    with one_thread_a_product():
+        frame_Dd, _ = np.linalg.qr(np.nan_to_num(basis_dD).T.astype(np.float64))
     projected = (np.matmul(block, frame_Dd, dtype=np.float64) for block in _blocks(centred_ND))
     rotation_dd, variance_d = principal_axes(moments(projected).covariance_DD, len(basis_dD))
-    return rotation_dd @ frame_Dd.T, variance_d
+    with one_thread_a_product():
+        return rotation_dd @ frame_Dd.T, variance_d
 
 
 def _blocks(rows_ND: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    for start in range(0, len(rows_ND), _BLOCK_ROWS):
-        yield rows_ND[start : start + _BLOCK_ROWS]
+    for rows in _block_rows(len(rows_ND)):
+        yield rows_ND[rows]
+
+
+def _block_rows(count: int) -> Iterator[slice]:
+    for start in range(0, count, _BLOCK_ROWS):
+        yield slice(start, start + _BLOCK_ROWS)

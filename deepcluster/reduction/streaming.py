@@ -1,4 +1,4 @@
-"""PCA from one pass over blocks of rows: memory is one block and one D x D matrix, whatever N is.
+"""PCA from one pass over blocks of rows: memory is a block and a D x D matrix for each thread, whatever N is.
 
 The covariance is accumulated in float64 about the mean of the first block, so a large offset common to all features
 costs no digits. Components, variances and whitened rows equal a float64 PCA of all rows to float32 rounding.
@@ -6,6 +6,7 @@ Shapes: N images, D features, d components, B rows of a block.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from deepcluster.errors import NumericsError
 from deepcluster.metrics import refuse_non_finite
+from deepcluster.reduction.blockwise import in_order, one_thread_a_product
 
 # A direction whose standard deviation is below a millionth of the features' root mean square norm is taken to have no
 # variance: rounding of float32 features alone reaches about a tenth of that, and whitening would blow it up to 1.
@@ -81,16 +83,23 @@ def l2_normalize(rows_Nd: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def moments(blocks: Iterable[NDArray[np.floating]]) -> Moments:
     """Count, mean and covariance (divisor N - 1) of the rows of all blocks, one pass, float64."""
-    count, shift_D, sum_D, products_DD = 0, None, np.zeros(0), np.zeros((0, 0))
-    for block_BD in blocks:
-        if shift_D is None:
-            shift_D = block_BD.mean(axis=0, dtype=np.float64)
-            sum_D, products_DD = np.zeros_like(shift_D), np.zeros((len(shift_D), len(shift_D)))
-        shifted_BD = np.subtract(block_BD, shift_D, dtype=np.float64)
-        count += len(shifted_BD)
-        sum_D += shifted_BD.sum(axis=0)
-        products_DD += shifted_BD.T @ shifted_BD
-    if shift_D is None or count < 2:
+    with one_thread_a_product():  # also what `blocks` computes
+        blocks = iter(blocks)
+        first_BD = next(blocks, None)
+        if first_BD is None:
+            raise NumericsError("pca: needs at least 2 images; got 0")
+        shift_D = first_BD.mean(axis=0, dtype=np.float64)
+        count, sum_D, products_DD = 0, np.zeros_like(shift_D), np.zeros((len(shift_D), len(shift_D)))
+
+        def sums(block_BD: NDArray[np.floating]) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
+            shifted_BD = np.subtract(block_BD, shift_D, dtype=np.float64)
+            return len(shifted_BD), shifted_BD.sum(axis=0), shifted_BD.T @ shifted_BD
+
+        for rows, block_sum_D, block_products_DD in in_order(sums, chain([first_BD], blocks)):
+            count += rows
+            sum_D += block_sum_D
+            products_DD += block_products_DD
+    if count < 2:
         raise NumericsError(f"pca: needs at least 2 images; got {count}")
     products_DD -= np.outer(sum_D, sum_D / count)
     products_DD /= count - 1
@@ -104,7 +113,8 @@ def principal_axes(
     from scipy.linalg import eigh
 
     size = len(covariance_DD)
-    values, vectors = eigh(covariance_DD, subset_by_index=[size - components, size - 1])
+    with one_thread_a_product():
+        values, vectors = eigh(covariance_DD, subset_by_index=[size - components, size - 1])
     return np.ascontiguousarray(vectors[:, ::-1].T), values[::-1]
 
 

@@ -1,0 +1,250 @@
+"""What the staging costs: an epoch under `dvc repro`, under `deepcluster run`, and as a bare loop; a stage's start."""
+
+import hashlib
+import itertools
+import re
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import plots
+from benchmarks.data import Source
+from benchmarks.project import CHECKOUT, MNIST, Finished, Project, temporary_project, trivial_project
+from benchmarks.results import number, table
+
+EPOCHS = 3
+OVERHEAD = 0.10
+CPU_PER_STAGE = 0.3
+START_TARGETS = {"pca": 1.5, "cluster": 1.5, "extract": 5.0, "train": 5.0}
+
+
+@dataclass(frozen=True)
+class EpochTime:
+    """Wall seconds of each epoch; `start` is what passed before the first one (of a run: with prepare)."""
+
+    how: str
+    images: int
+    start: float
+    epochs: list[float]
+    overhead: float
+    labels: str
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.epochs)
+
+
+@dataclass(frozen=True)
+class StartUp:
+    """Seconds of a stage's own process on 64 images of 8x8, from start to exit: medians."""
+
+    stage: str
+    wall: float
+    cpu: float
+    rounds: int
+    target: float
+
+
+@dataclass(frozen=True)
+class Growth:
+    """CPU seconds of a run of so many epochs of trivial stages, all processes together."""
+
+    how: str
+    epochs: int
+    stages: int
+    cpu: float
+    wall: float
+
+    @property
+    def cpu_per_stage(self) -> float:
+        return self.cpu / self.stages
+
+
+def measure(
+    source: Source, *, quick: bool, long: bool, images: int | None, output: Path
+) -> dict[str, list[EpochTime] | list[StartUp] | list[Growth]]:
+    """The three tables and the plot of growth."""
+    epochs = epoch_times(source, images or (1000 if quick else 10_000))
+    print(epochs_table(epochs))
+    starts = start_up(rounds=2 if quick else 5)
+    print("\n" + start_table(starts))
+    growth = whole_runs((25, 50) if quick else (25, 50, 100), (5,) if not long else (5, 10, 25))
+    growth += one_more_epoch((5, 10, 25) if quick else (5, 10, 25, 50))
+    print("\n" + growth_table(growth))
+    panel: dict[str, dict[int, float]] = {}
+    for row in growth:
+        panel.setdefault(row.how, {})[row.epochs] = row.cpu_per_stage
+    plots.lines(output / "pipeline.svg", {"CPU seconds a stage": panel}, x_label="epochs", logarithmic=False)
+    return {"epochs": epochs, "start_up": starts, "growth": growth}
+
+
+def epoch_times(source: Source, images: int) -> list[EpochTime]:
+    """The same epochs in three ways, one after the other, each in a project of its own."""
+    digits = source.digits(images)
+    found: list[EpochTime] = []
+    for how, command in (
+        ("bare loop in memory", None),
+        ("deepcluster run", ("deepcluster", "run", f"train@{EPOCHS}")),
+        ("dvc repro", ("dvc", "repro", f"train@{EPOCHS}")),
+    ):
+        with temporary_project(digits, MNIST) as project:
+            project.plan(EPOCHS)
+            if command is None:
+                bare = (sys.executable, "-m", "benchmarks.bare", str(project.root), str(EPOCHS))
+                finished = Project(CHECKOUT).run(*bare)
+            else:
+                finished = project.run(*command)
+            start, *seconds = epoch_seconds(finished.lines)
+            labels = labels_digest(project, finished)
+        found.append(_beside(found[0] if found else None, how, images, start, seconds, labels))
+    return found
+
+
+def _beside(
+    bare: EpochTime | None, how: str, images: int, start: float, seconds: Sequence[float], labels: str
+) -> EpochTime:
+    overhead = statistics.median(seconds) / bare.median - 1 if bare else 0.0
+    return EpochTime(how, images, start, list(seconds), overhead, labels)
+
+
+def epoch_seconds(lines: Sequence[tuple[float, str]]) -> list[float]:
+    """Seconds before the first epoch, then of each, from the times at which `extract@E` was announced.
+
+    The last one ends with the last line, which all three ways write when they are done.
+    """
+    announced = re.compile(r"^(?:Running stage '|\[\d+:\d\d\] )?extract@\d+(?:':)?$")
+    starts = [seconds for seconds, line in lines if announced.match(line)]
+    if not starts:
+        raise ValueError("no epoch was announced")
+    marks = [0.0, *starts, lines[-1][0]]
+    return [later - earlier for earlier, later in itertools.pairwise(marks)]
+
+
+def labels_digest(project: Project, finished: Finished) -> str:
+    """sha256 of the last epoch's labels, as the bare loop prints it: proof that all computed the same."""
+    for _, line in finished.lines:
+        if line.startswith("labels "):
+            return line.split()[1]
+    import zarr
+
+    store = zarr.open_group(project.root / f"data/history/{EPOCHS}/clusters.zarr", mode="r")
+    return hashlib.sha256(store["labels"][:].tobytes()).hexdigest()
+
+
+def start_up(*, rounds: int) -> list[StartUp]:
+    """Each of an epoch's stages as `dvc repro` starts it, where there is next to nothing to compute; interleaved."""
+    found: dict[str, list[Finished]] = {stage: [] for stage in START_TARGETS}
+    with trivial_project() as project:
+        project.plan(1)
+        project.run("deepcluster", "run", "train@1")
+        for _ in range(rounds):
+            for stage in START_TARGETS:
+                found[stage].append(project.run("python", "-m", f"stages.{stage}", "--epoch", "1"))
+    return [
+        StartUp(
+            stage,
+            statistics.median(run.wall for run in runs),
+            statistics.median(run.cpu for run in runs),
+            rounds,
+            START_TARGETS[stage],
+        )
+        for stage, runs in found.items()
+    ]
+
+
+def whole_runs(run_epochs: Sequence[int], repro_epochs: Sequence[int]) -> list[Growth]:
+    """From nothing to the report, each in a new project."""
+    ways = [(("deepcluster", "run"), run_epochs), (("dvc", "repro"), repro_epochs)]
+    found = []
+    for command, counts in ways:
+        for epochs in counts:
+            with trivial_project() as project:
+                project.plan(epochs)
+                finished = project.run(*command)
+            found.append(Growth(" ".join(command), epochs, stages_run(finished.lines), finished.cpu, finished.wall))
+            print(f"  {found[-1].how}, {epochs} epochs: {found[-1].cpu_per_stage:.3f} s CPU a stage", flush=True)
+    return found
+
+
+def one_more_epoch(epochs: Sequence[int]) -> list[Growth]:
+    """`dvc repro` for the last of so many epochs (six stages), the others being finished: what grows with them."""
+    found = []
+    with trivial_project() as project:
+        for count in epochs:
+            project.plan(count - 1)
+            project.run("deepcluster", "run")
+            project.plan(count)
+            finished = project.run("dvc", "repro")
+            ran = stages_run(finished.lines)
+            found.append(Growth("dvc repro, one more epoch", count, ran, finished.cpu, finished.wall))
+            print(f"  {found[-1].how}, {count}: {found[-1].cpu_per_stage:.3f} s CPU a stage", flush=True)
+    return found
+
+
+def stages_run(lines: Sequence[tuple[float, str]]) -> int:
+    """Stages that `dvc repro` or `deepcluster run` announced."""
+    return sum(bool(re.match(r"Running stage '|\[\d+:\d\d\] [a-z]+(@\d+)?$", line)) for _, line in lines)
+
+
+def epochs_table(rows: Sequence[EpochTime]) -> str:
+    header = ("an epoch", "images", "seconds", "all epochs", "before the first", "overhead", "target", "", "labels")
+    return table(
+        header,
+        [
+            (
+                row.how,
+                f"{row.images:,}",
+                f"{row.median:.2f}",
+                ", ".join(f"{seconds:.2f}" for seconds in row.epochs),
+                f"{row.start:.1f} s",
+                f"{row.overhead:+.1%}" if row is not rows[0] else "",
+                f"<= {OVERHEAD:.0%}" if row.how == "deepcluster run" else "",
+                _verdict(row.overhead <= OVERHEAD) if row.how == "deepcluster run" else "",
+                "the same" if row.labels == rows[0].labels else "OTHERS",
+            )
+            for row in rows
+        ],
+    )
+
+
+def start_table(rows: Sequence[StartUp]) -> str:
+    return table(
+        ("stage process, nothing to compute", "wall s", "CPU s", "rounds", "target", ""),
+        [
+            (
+                row.stage,
+                number(row.wall),
+                number(row.cpu),
+                str(row.rounds),
+                f"< {row.target:g} s",
+                _verdict(row.wall < row.target),
+            )
+            for row in rows
+        ],
+    )
+
+
+def growth_table(rows: Sequence[Growth]) -> str:
+    aimed = [row for row in rows if row.how == "deepcluster run" and row.epochs == 100]
+    return table(
+        ("trivial stages", "epochs", "stages", "CPU s", "wall s", "CPU s a stage", "target", ""),
+        [
+            (
+                row.how,
+                str(row.epochs),
+                str(row.stages),
+                f"{row.cpu:.1f}",
+                f"{row.wall:.1f}",
+                f"{row.cpu_per_stage:.3f}",
+                f"<= {CPU_PER_STAGE}" if row in aimed else "",
+                _verdict(row.cpu_per_stage <= CPU_PER_STAGE) if row in aimed else "",
+            )
+            for row in rows
+        ],
+    )
+
+
+def _verdict(met: bool) -> str:
+    return "met" if met else "MISSED"
