@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from deepcluster.augment import normalise, to_float
 from deepcluster.errors import NumericsError
-from deepcluster.models.build import Backbone, Precision, autocast
+from deepcluster.models.build import Backbone, Precision, autocast, compiled
+from deepcluster.transfer import Arriving, to_device
 
 ROWS_NAMED = 5
 
@@ -36,23 +36,30 @@ def extract_features(
     std: Sequence[float],
     device: torch.device,
     precision: Precision = "fp32",
+    compile: bool = False,
 ) -> Iterator[NDArray[np.float32]]:
     """Yields float32 features [B, D], row i of all of them together being image i's.
 
     Images travel to the device as uint8 and are normalised there by mean and std (units of [0, 1]). NumericsError names
-    the rows whose features are NaN or infinite.
+    the rows whose features are NaN or infinite. A batch is yielded once the next one is under way, so what the caller
+    does with it (writing it to disk) does not keep a GPU waiting. `compile`: see `models.build.compiled`.
     """
     backbone.to(device).to(memory_format=torch.channels_last).eval()
+    forward = compiled(backbone, compile)
     count = images.shape[0]
+    before: tuple[int, int, Arriving] | None = None
     for start in range(0, count, batch_size):
         rows = np.array(images[start : min(start + batch_size, count)])  # a copy: torch wants it writable
-        batch = torch.from_numpy(_padded(rows, min(batch_size, count))).to(device)
+        batch = to_device(_padded(rows, min(batch_size, count)), device)
         # entered for each batch, so that the caller's code between two batches does not run in inference mode
         with torch.inference_mode(), autocast(device, precision):
             inputs = normalise(to_float(batch), mean, std).contiguous(memory_format=torch.channels_last)
-            features_BD = backbone(inputs)[: len(rows)].float()
-        _check_finite(features_BD, start)
-        yield features_BD.cpu().numpy()
+            features_BD = Arriving(forward(inputs).float())
+        if before is not None:
+            yield _arrived(*before)
+        before = start, len(rows), features_BD
+    if before is not None:
+        yield _arrived(*before)
 
 
 def _padded(rows: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -61,11 +68,17 @@ def _padded(rows: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) if missing else rows
 
 
-def _check_finite(features_BD: Tensor, start: int) -> None:
-    finite_B = torch.isfinite(features_BD).all(dim=1)
-    if finite_B.all():
+def _arrived(start: int, rows: int, features_BD: Arriving) -> NDArray[np.float32]:
+    """The features of `rows` images from `start` on, without what filled the batch up."""
+    found_BD: NDArray[np.float32] = features_BD.get().numpy()[:rows]
+    _check_finite(found_BD, start)
+    return found_BD
+
+
+def _check_finite(features_BD: NDArray[np.float32], start: int) -> None:
+    if np.isfinite(features_BD).all():
         return
-    rows = (torch.nonzero(~finite_B).flatten() + start).tolist()
+    rows = (np.flatnonzero(~np.isfinite(features_BD).all(axis=1)) + start).tolist()
     named = ", ".join(str(row) for row in rows[:ROWS_NAMED]) + (", ..." if len(rows) > ROWS_NAMED else "")
     raise NumericsError(
         f"features of {len(rows)} images in one batch are NaN or infinite (rows {named}): "

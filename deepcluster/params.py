@@ -71,6 +71,7 @@ class Extract(Section):
 
     batch_size: Count = 512
     precision: Precision = "fp32"
+    compile: bool = False
 
 
 class Pca(Section):
@@ -119,6 +120,7 @@ class Train(Section):
     loss: Literal["cross_entropy"] = "cross_entropy"
     contrastive: Literal["none"] = "none"
     precision: Precision = "fp32"
+    compile: bool = False
     optimizer: Optimizer = Field(default_factory=Optimizer)
     head: Head = Field(default_factory=Head)
 

@@ -5,6 +5,7 @@ Shapes: N images of the data set, B images of a batch, C channels, H height, W w
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, assert_never
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from deepcluster.augment import Augmentation, augment, normalise, to_float
 from deepcluster.errors import NumericsError
 from deepcluster.losses import Loss, pseudo_label_loss
-from deepcluster.models.build import Backbone, Precision, autocast
+from deepcluster.models.build import Backbone, Precision, autocast, compiled
+from deepcluster.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -73,20 +75,22 @@ def train_epoch(
     device: torch.device,
     precision: Precision,
     loss: Loss,
+    compile: bool = False,
 ) -> Iterator[StepResult]:
     """Trains backbone and head in place on images[indices], in that order; yields after each step, counted from 1.
 
     `images` is uint8 [N, C, H, W], `generator` a CPU one: augmentation and dropout depend on it alone. Weights are
-    left in channels_last memory format. NumericsError when a loss is not finite, before that step changes any weight.
+    left in channels_last memory format. `compile`: see `models.build.compiled`.
+    NumericsError when a loss is not finite, before that step changes any weight.
     """
     backbone.to(device).to(memory_format=torch.channels_last).train()
     head.to(device).train()
-    for step, rows in enumerate(batches(indices, batch_size), start=1):
-        labels_B = torch.from_numpy(labels_N[rows].astype(np.int64)).to(device)
-        inputs = to_float(torch.from_numpy(images[rows]).to(device))
-        inputs = normalise(augment(inputs, augmentation, generator), mean, std)
+    forward = compiled(backbone, compile)
+    uploads = uploaded(images, labels_N, batches(indices, batch_size), device)
+    for step, (images_BCHW, labels_B) in enumerate(uploads, start=1):
+        inputs = normalise(augment(to_float(images_BCHW), augmentation, generator), mean, std)
         with _dropout_from(generator, device), autocast(device, precision):
-            features_BD = backbone(inputs.contiguous(memory_format=torch.channels_last))
+            features_BD = forward(inputs.contiguous(memory_format=torch.channels_last))
             logits_BK = head(backbone.head_activation(features_BD)).float()
             batch_loss = pseudo_label_loss(loss, logits_BK, labels_B)
         value, correct = _numbers(batch_loss, logits_BK, labels_B)
@@ -95,7 +99,31 @@ def train_epoch(
                 f"loss is {value} at step {step}: lower train.optimizer.lr or set train.precision to fp32"
             )
         _update(batch_loss, backbone_optimizer, head_optimizer)
-        yield StepResult(step=step, loss=value, accuracy=correct / len(rows), images=len(rows))
+        yield StepResult(step=step, loss=value, accuracy=correct / len(labels_B), images=len(labels_B))
+
+
+def uploaded(
+    images: NDArray[np.uint8],
+    labels_N: NDArray[np.int32],
+    rows_of_batches: Sequence[NDArray[np.int64]],
+    device: torch.device,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(uint8 images [B, C, H, W], int64 labels [B]) on the device for each batch of row numbers.
+
+    A thread collects the next batch's rows meanwhile: neither memory nor a mapped file keeps the device waiting.
+    """
+
+    def collect(rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        return np.ascontiguousarray(images[rows]), labels_N[rows].astype(np.int64)
+
+    with ThreadPoolExecutor(1) as pool:
+        upcoming = pool.submit(collect, rows_of_batches[0]) if len(rows_of_batches) else None
+        for following in range(1, len(rows_of_batches) + 1):
+            assert upcoming is not None
+            images_BCHW, labels_B = upcoming.result()
+            if following < len(rows_of_batches):
+                upcoming = pool.submit(collect, rows_of_batches[following])
+            yield to_device(images_BCHW, device), to_device(labels_B, device)
 
 
 def batches(indices: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:

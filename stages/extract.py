@@ -12,6 +12,7 @@ def extract(epoch: Epoch) -> None:
     from deepcluster import artifacts, layout
     from deepcluster.checkpoint import load_checkpoint
     from deepcluster.features import extract_features
+    from deepcluster.images import open_rows
     from deepcluster.progress import counted
 
     with stage("extract", epoch) as params:
@@ -20,12 +21,13 @@ def extract(epoch: Epoch) -> None:
         checkpoint = load_checkpoint(layout.checkpoint(before), made_by=made_by, ids=images.ids, epoch=before)
         blocks = extract_features(
             checkpoint.backbone,
-            images.read("images"),
+            open_rows(images),
             batch_size=settings.batch_size,
             mean=images.attributes["mean"],
             std=images.attributes["std"],
             device=device(),
             precision=settings.precision,
+            compile=settings.compile,
         )
         provenance = artifacts.Provenance(images.samples, images.ids, epoch, params.seed, settings.model_dump())
         with artifacts.write_store(layout.features(epoch), "features", provenance) as store:

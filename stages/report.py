@@ -10,6 +10,7 @@ def report() -> None:
     """
     from deepcluster import artifacts, layout
     from deepcluster.evaluation.epochs import read_results
+    from deepcluster.images import open_rows
     from deepcluster.inspection.report import render_report
     from deepcluster.metrics import collapse_warning
     from deepcluster.params import as_yaml
@@ -25,7 +26,7 @@ def report() -> None:
             summary=metrics["final"] | {"epochs": len(rows), "k": metrics["k"]} | metrics["clusters"],
             epochs=rows,
             baselines=metrics["baselines"],
-            images=images.read("images"),
+            images=open_rows(images),
             sample_ids=images.strings("sample_ids"),
             labels_N=final.read("labels"),
             distances_N=final.read("distances"),

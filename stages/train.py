@@ -22,6 +22,7 @@ def train(epoch: Epoch) -> None:
     from deepcluster import artifacts, layout
     from deepcluster.augment import Augmentation
     from deepcluster.checkpoint import load_checkpoint, restore_optimizer, save_checkpoint
+    from deepcluster.images import open_rows
     from deepcluster.models.build import build_head
     from deepcluster.progress import counted
     from deepcluster.sampling import uniform_over_clusters
@@ -45,7 +46,7 @@ def train(epoch: Epoch) -> None:
         steps = train_epoch(
             backbone,
             head,
-            images.read("images"),
+            open_rows(images),
             labels_N,
             indices=uniform_over_clusters(labels_N, size=size, rng=numpy_generator(params.seed, "sampler", epoch)),
             batch_size=settings.batch_size,
@@ -57,6 +58,7 @@ def train(epoch: Epoch) -> None:
             generator=torch_generator(params.seed, "augment", epoch),
             device=device(),
             precision=settings.precision,
+            compile=settings.compile,
             loss=settings.loss,
         )
         results = list(counted(steps, f"train@{epoch}", size, "images", lambda step: step.images))

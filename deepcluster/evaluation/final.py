@@ -16,6 +16,7 @@ from deepcluster.checkpoint import load_checkpoint
 from deepcluster.clustering.kmeans import Clustering
 from deepcluster.evaluation.baselines import final_clusters, pixel_baseline, score
 from deepcluster.features import extract_features
+from deepcluster.images import open_rows
 from deepcluster.metrics import cluster_statistics
 
 
@@ -40,7 +41,7 @@ def evaluate_backbones(
     gpu: bool | None,
 ) -> Result:
     """Cluster the last backbone's features; with targets, score that and both baselines, clustered alike."""
-    pixels_NCHW = images.read("images")
+    pixels_NCHW = open_rows(images)
 
     def cluster_epoch(epoch: int) -> Clustering:
         features_ND = _features(images, pixels_NCHW, epoch, batch_size, device)

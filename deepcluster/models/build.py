@@ -1,10 +1,13 @@
 """Builds backbones and heads by name. Shapes: N images, C channels, H height, W width, D features, K clusters."""
 
+import shutil
+from collections.abc import Callable
 from typing import Literal, assert_never
 
 import torch
 from torch import Tensor, nn
 
+from deepcluster.errors import UserError
 from deepcluster.models.alexnet import FEATURE_DIM as ALEXNET_DIM
 from deepcluster.models.alexnet import build_alexnet
 from deepcluster.models.convnet import WIDTHS as CONVNET_WIDTHS
@@ -63,6 +66,21 @@ def build_head(feature_dim: int, k: int) -> nn.Linear:
     nn.init.normal_(head.weight, 0.0, 0.01)
     nn.init.zeros_(head.bias)
     return head
+
+
+def compiled(backbone: Backbone, wanted: bool) -> Callable[[Tensor], Tensor]:
+    """The backbone, or what `torch.compile` makes of it, over the same weights: worth a slow first batch in long runs.
+
+    Its rounding differs, so artifacts made with it differ in their last bits from those made without.
+    UserError when `wanted` and no C++ compiler is found: torch needs one on a CPU.
+    """
+    if not wanted:
+        return backbone
+    device = next(backbone.parameters()).device
+    if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++", "cl"))):
+        raise UserError("compile: torch needs a C++ compiler, and none is found; install one or set compile to false")
+    function: Callable[[Tensor], Tensor] = torch.compile(backbone)
+    return function
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

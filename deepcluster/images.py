@@ -1,0 +1,95 @@
+"""Where the images of a run lie while stages read them.
+
+Training reads images in random order, thousands of times, so they must lie where a row costs a copy: in memory if they
+take a modest share of what is free, else in one flat file of bytes that is mapped. Both give the same bytes.
+Shapes: N images, B images of a batch, C channels, H height, W width.
+"""
+
+import hashlib
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcluster import artifacts, layout
+from deepcluster.errors import UserError
+
+MEMORY_SHARE = 0.5
+
+
+def open_rows(images: artifacts.Store) -> NDArray[np.uint8]:
+    """The images of a store as uint8 [N, C, H, W] for reading: an array in memory, or one mapped from a file.
+
+    In memory when they take at most DEEPCLUSTER_MEMORY_SHARE (0 to 1, by default half) of the memory available now.
+    Otherwise the store is decoded once into `data/.images-KEY.u8`, which later stages use again. KEY stands for the
+    store's digest and its files' times, so after `prepare` has run the file is made anew and the old one removed.
+    It is a cache: delete it at will.
+    """
+    shape = images.shape("images")
+    if math.prod(shape) <= memory_share() * available_memory():
+        return images.read("images")
+    return np.asarray(np.memmap(_flat_file(images), np.uint8, mode="r", shape=shape))
+
+
+def memory_share() -> float:
+    """DEEPCLUSTER_MEMORY_SHARE, a number in [0, 1]; UserError if it is something else."""
+    text = os.environ.get("DEEPCLUSTER_MEMORY_SHARE") or str(MEMORY_SHARE)
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise UserError(f"DEEPCLUSTER_MEMORY_SHARE: must be a number from 0 to 1; got {text!r}")
+    return share
+
+
+def available_memory() -> float:
+    """Bytes that can be taken without swapping: the machine's, or what a container's limit leaves, if that is less."""
+    try:
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):  # not Linux: all of it
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(free, _container_memory(Path("/sys/fs/cgroup")))
+
+
+def _container_memory(group: Path) -> float:
+    """What a control group (version 2) may take beside what its processes hold; infinite without a limit."""
+    try:
+        limit = int((group / "memory.max").read_text())  # "max" is no number
+        held = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return max(0, limit - int(held["anon"]))
+    except (OSError, KeyError, ValueError):
+        return math.inf
+
+
+def _flat_file(images: artifacts.Store) -> Path:
+    """The file of the images' bytes, row after row; written first, if it is not there."""
+    target = layout.DATA / f".images-{_key(images)}.u8"
+    if not target.exists() or target.stat().st_size != math.prod(images.shape("images")):
+        for old in layout.DATA.glob(".images-*.u8"):
+            old.unlink(missing_ok=True)
+        try:
+            with artifacts.publishing(target) as partial, partial.open("wb") as file:
+                for rows in images.blocks("images", _rows_at_once(images)):
+                    file.write(rows.tobytes())
+        except OSError as error:
+            raise UserError(
+                f"{target}: cannot be written: {error.strerror}; free disk space, or raise DEEPCLUSTER_MEMORY_SHARE "
+                f"(now {memory_share():g}) to hold the images in memory"
+            ) from error
+    return target
+
+
+def _key(images: artifacts.Store) -> str:
+    """Sizes alone could agree by chance, hence the times as well."""
+    files = [name for name in images.attributes["files"] if name.startswith("images/")]
+    times = [(images.path / name).stat().st_mtime_ns for name in sorted(files)]
+    return hashlib.sha256(repr((images.attributes["digest"], times)).encode()).hexdigest()[:16]
+
+
+def _rows_at_once(images: artifacts.Store) -> int:
+    """Rows of about a hundred megabytes."""
+    return max(1, (100 << 20) // math.prod(images.shape("images")[1:]))
