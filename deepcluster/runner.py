@@ -2,22 +2,26 @@
 
 Of DVC it uses `Repo.reproduce` with its own way to reproduce one stage (`repro_fn`), and puts a function call in the
 place of the shell command (`dvc.stage.run.cmd_run`). Neither is documented, so the tested versions are pinned and what
-is needed is looked for at the start. dvc.lock is written once an epoch instead of once a stage, since DVC parses and
-writes the whole file each time; a run that is killed in between finds its last stages in the run-cache.
+is needed is looked for at the start. dvc.lock is written once an epoch instead of once a stage; a run that is killed in
+between finds its last stages in the run-cache.
 """
 
 import inspect
 import os
 import shlex
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from deepcluster.errors import RunnerError, UserError
+from deepcluster.evaluation.epochs import epoch_row
+from deepcluster.lockfile import write_entries
 from deepcluster.params import PARAMS_FILE, load_params
 from deepcluster.plan import check_schedule
 from stages.cluster import cluster
+from stages.common import open_images
 from stages.evaluate import evaluate
 from stages.extract import extract
 from stages.initialise import initialise
@@ -50,9 +54,11 @@ def run(targets: Sequence[str] = ()) -> int:
     from dvc.exceptions import DvcException, ReproductionError
     from dvc.repo import Repo
 
-    check_schedule(load_params().epochs)
+    epochs = load_params().epochs
+    check_schedule(epochs)
+    last = max([_epoch(target) for target in targets] or [epochs]) or epochs
     try:
-        with Repo() as repo, _LockedOnceAnEpoch() as locking, _in_process(PARAMS_FILE.read_bytes()):
+        with Repo() as repo, _LockedOnceAnEpoch(EpochTable(last)) as locking, _in_process(PARAMS_FILE.read_bytes()):
             return len(repo.reproduce(targets=list(targets) or None, repro_fn=locking.reproduce))
     except ReproductionError as error:
         cause = _cause(error)
@@ -69,7 +75,8 @@ def check_dvc() -> None:
     import dvc.stage.run
     from dvc.dvcfile import Lockfile, ProjectFile
     from dvc.repo.reproduce import _reproduce
-    from dvc.stage import PipelineStage
+    from dvc.stage import PipelineStage, serialize
+    from dvc.utils.serialize import dumps_yaml
 
     if not dvc.__version__.startswith(f"{TESTED}."):
         raise RunnerError(f"dvc {dvc.__version__}: `deepcluster run` is tested with dvc {TESTED} only; {USE_REPRO}")
@@ -77,6 +84,8 @@ def check_dvc() -> None:
         "dvc.repo.reproduce._reproduce(repro_fn)": "repro_fn" in inspect.signature(_reproduce).parameters,
         "dvc.stage.run.cmd_run": list(inspect.signature(dvc.stage.run.cmd_run).parameters)[:1] == ["stage"],
         "Lockfile.dump_stages": hasattr(Lockfile, "dump_stages"),
+        "dvc.stage.serialize.to_lockfile": callable(getattr(serialize, "to_lockfile", None)),
+        "dvc.utils.serialize.dumps_yaml": callable(dumps_yaml),
         "ProjectFile._lockfile": hasattr(ProjectFile, "_lockfile"),
         "PipelineStage.reproduce": hasattr(PipelineStage, "reproduce"),
     }
@@ -88,8 +97,9 @@ def check_dvc() -> None:
 class _LockedOnceAnEpoch:
     """Reproduces stages as DVC does, but keeps their lock entries until an epoch is complete, or the run ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, table: "EpochTable") -> None:
         self._pending: list[Any] = []
+        self._table = table
 
     def __enter__(self) -> "_LockedOnceAnEpoch":
         return self
@@ -99,17 +109,67 @@ class _LockedOnceAnEpoch:
 
     def reproduce(self, stage: Any, **kwargs: Any) -> Any:
         """`repro_fn` of DVC: the stage if it ran (or came from the run-cache), None if nothing had changed."""
+        if stage.name.startswith("extract@"):
+            self._table.begin()
         done = stage.reproduce(**kwargs)
         if done:
             self._pending.append(done)
             if not stage.name.startswith(("extract@", "pca@", "cluster@")):
                 self._write()
+            if stage.name.startswith("train@"):
+                print(self._table.row(_epoch(stage.name)), flush=True)
         return done
 
     def _write(self) -> None:
         if self._pending:
             pending, self._pending = self._pending, []
-            pending[0].dvcfile._lockfile.dump_stages(pending)
+            write_entries(pending[0].dvcfile._lockfile, pending)
+
+
+class EpochTable:
+    """A header and a row of the epoch table whenever an epoch is complete, with its time and what is left of the run.
+
+    No column needs true labels: a run shows nothing that could tempt anyone to tune on them.
+    """
+
+    COLUMNS = ("epoch", "loss", "accuracy", "NMI previous", "smallest", "largest", "effective k", "time", "left")
+
+    def __init__(self, last: int) -> None:
+        self._last = last
+        self._began = time.perf_counter()
+        self._seconds: list[float] = []
+
+    def begin(self) -> None:
+        """An epoch begins."""
+        self._began = time.perf_counter()
+
+    def row(self, epoch: int) -> str:
+        """Of this epoch, whose stages are published; its seconds are those since it began."""
+        self._seconds.append(time.perf_counter() - self._began)
+        found = epoch_row(epoch, open_images().ids, None)
+        left = statistics.median(self._seconds) * (self._last - epoch)
+        cells = [
+            f"{epoch}/{self._last}",
+            f"{found['loss']:.4f}",
+            f"{found['pseudo_label_accuracy']:.3f}",
+            "-" if found["nmi_previous"] is None else f"{found['nmi_previous']:.3f}",
+            f"{found['smallest']:,}",
+            f"{found['largest']:,}",
+            f"{found['effective_k']:.1f}",
+            f"{self._seconds[-1]:.1f} s",
+            _clock(left),
+        ]
+        widths = [max(len(name), 7) for name in self.COLUMNS]
+        lines = [self.COLUMNS, cells]
+        return "\n".join(
+            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
+        )
+
+
+def _epoch(stage: str) -> int:
+    """3 for train@3; 0 for a stage of no epoch."""
+    epoch = stage.rpartition("@")[2]
+    return int(epoch) if epoch.isdigit() else 0
 
 
 @contextmanager
@@ -170,4 +230,6 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+    """m:ss, from an hour on h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from deepcluster.errors import NumericsError
+from deepcluster.errors import NumericsError, UserError
 from deepcluster.features import extract_features
 from deepcluster.models.build import Backbone, build_backbone
 
@@ -87,6 +87,30 @@ def test_bfloat16_gives_nearly_the_same_float32_rows():
     exact, rounded = extract(backbone, images), extract(backbone, images, precision="bf16")
     assert rounded.dtype == np.float32
     assert 0 < np.abs(rounded - exact).max() < 0.05 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("size", [28, 64])
+def test_bfloat16_directions_agree_with_float32(size):
+    """What clustering sees: the cosine between both rows of an image."""
+    torch.manual_seed(0)
+    backbone = build_backbone("convnet", channels=1, image_size=size, sobel=False, grayscale=False)
+    images = np.random.default_rng(0).integers(0, 256, (20, 1, size, size), dtype=np.uint8)
+    exact, rounded = extract(backbone, images), extract(backbone, images, precision="bf16")
+    cosine_N = np.einsum("nd,nd->n", exact, rounded) / np.linalg.norm(exact, axis=1) / np.linalg.norm(rounded, axis=1)
+    assert 0.999 < cosine_N.min() <= cosine_N.max() < 1.0
+
+
+@pytest.mark.slow
+def test_a_compiled_backbone_gives_the_same_features_to_float32_rounding():
+    backbone, images = convnet()
+    np.testing.assert_allclose(extract(backbone, images, compile=True), extract(backbone, images), atol=1e-5, rtol=0)
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch):
+    backbone, images = convnet()
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=r"^compile: torch needs a C\+\+ compiler, and none is found"):
+        extract(backbone, images, compile=True)
 
 
 def test_the_callers_code_between_batches_can_compute_gradients():

@@ -1,14 +1,17 @@
 """`deepcluster run`: one process, and everything as after `dvc repro`."""
 
+import csv
 import os
 import re
+import shutil
 import signal
 import subprocess
 
 import pytest
+from conftest import edit_params
 from ruamel.yaml import YAML
 
-from deepcluster import runner
+from deepcluster import lockfile, runner
 from deepcluster.errors import RunnerError
 
 
@@ -29,9 +32,67 @@ def test_run_gives_the_bytes_and_the_lock_of_repro_and_each_leaves_the_other_not
     output = fresh.run("deepcluster", "run")
     assert len(ran_in_process(output)) == 2 + 2 * 4 + 2
     assert fresh.digests() == finished.digests()
-    assert locked(fresh) == locked(finished)
+    assert (fresh.root / "dvc.lock").read_bytes() == (finished.root / "dvc.lock").read_bytes()
     assert "Data and pipelines are up to date" in fresh.dvc("status").stdout
     assert fresh.repro() == []
+
+
+def test_run_shows_a_row_of_the_epoch_table_as_each_epoch_ends(fresh):
+    lines = fresh.run("deepcluster", "run").stdout.splitlines()
+    headers = [index for index, line in enumerate(lines) if line.split()[:2] == ["epoch", "loss"]]
+    first, second = (lines[index + 1].split() for index in headers)
+    assert [first[0], second[0]] == ["1/2", "2/2"]
+    rows = list(csv.DictReader((fresh.root / "data/evaluation/epochs.csv").open()))
+    for shown, row in zip((first, second), rows, strict=True):
+        assert float(shown[1]) == pytest.approx(float(row["loss"]), abs=1e-4)
+        assert [shown[4], shown[5]] == [row["smallest"], row["largest"]]
+    assert first[3] == "-"
+    assert float(second[3]) == pytest.approx(float(rows[1]["nmi_previous"]), abs=1e-3)
+    assert first[-1] != "0:00" or float(first[-3]) < 0.5
+    assert second[-1] == "0:00"
+    assert lines.index("[0:00] prepare") < headers[0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (59.4, "0:59"), (59.6, "1:00"), (3599, "59:59"), (3661, "1:01:01")]
+)
+def test_clock(seconds, text):
+    assert runner._clock(seconds) == text
+
+
+PLAIN = "schema: '2.0'\nstages:\n  a:\n    cmd: x\n    deps:\n    - path: p\n  b@1:\n    cmd: y\n"
+
+
+def test_a_lock_file_is_split_into_its_entries():
+    entries = lockfile.split(PLAIN)
+    assert entries == {"a": "    cmd: x\n    deps:\n    - path: p\n", "b@1": "    cmd: y\n"}
+    assert lockfile.join(entries) == PLAIN
+    assert lockfile.join(entries | {"a": "    cmd: z\n"}).index("cmd: z") < PLAIN.index("b@1")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        PLAIN.rstrip("\n"),
+        PLAIN + "datasets:\n- name: d\n",
+        PLAIN.replace("  b@1", "# mine\n  b@1"),
+        PLAIN.replace("'2.0'", "'3.0'"),
+        PLAIN.replace("  b@1", "<<<<<<< HEAD\n  b@1"),
+        PLAIN.replace("b@1", "a"),
+    ],
+)
+def test_a_lock_file_that_is_not_plain_is_left_to_dvc(text):
+    assert lockfile.split(text) is None
+
+
+def test_a_comment_in_the_lock_file_survives_a_run(project):
+    path = project.root / "dvc.lock"
+    path.write_text(path.read_text().replace("  prepare:\n", "  # a remark\n  prepare:\n"))
+    project.set_params(evaluate__gallery=3)
+    project.run("deepcluster", "run")
+    assert "  # a remark\n  prepare:\n" in path.read_text()
+    assert project.repro() == []
 
 
 def test_after_repro_run_has_nothing_to_do_and_does_what_a_change_touches(project):
@@ -90,7 +151,10 @@ def test_params_that_change_meanwhile_are_refused(fresh):
     )  # fmt: skip
     for line in process.stdout:
         if "extract@1" in line:
-            fresh.set_params(cluster__k=3)
+            changed = fresh.root / "params.new"
+            shutil.copyfile(fresh.root / "params.yaml", changed)
+            edit_params(changed, {"cluster.k": 3})
+            changed.replace(fresh.root / "params.yaml")  # at once, as editors do
             break
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2

@@ -10,7 +10,7 @@ from deepcluster.augment import Augmentation
 from deepcluster.errors import NumericsError
 from deepcluster.losses import pseudo_label_loss
 from deepcluster.models.build import Backbone, build_backbone, build_head
-from deepcluster.training import OptimizerSettings, StepResult, batches, build_optimizer, train_epoch
+from deepcluster.training import OptimizerSettings, StepResult, batches, build_optimizer, train_epoch, uploaded
 
 CPU = torch.device("cpu")
 SGD = OptimizerSettings(name="sgd", lr=0.05, momentum=0.9, weight_decay=0.0)
@@ -70,6 +70,51 @@ def test_labels_that_follow_from_the_images_are_learnt(precision):
     assert results[0].loss == pytest.approx(np.log(3), rel=0.1)
     assert results[-1].loss < 0.1
     assert np.mean([result.accuracy for result in results[-10:]]) > 0.98
+
+
+def test_bfloat16_losses_stay_within_two_percent_of_float32():
+    images, labels_N = data()
+    indices = np.random.default_rng(1).integers(0, 96, 320)
+    losses = []
+    for precision in ("fp32", "bf16"):
+        backbone, head = models()
+        slow = OptimizerSettings(name="sgd", lr=0.005, momentum=0.0, weight_decay=0.0)  # no chaos to widen rounding
+        optimizers = build_optimizer(backbone.parameters(), slow), build_optimizer(head.parameters(), slow)
+        results = train(backbone, head, images, labels_N, indices=indices, precision=precision, optimizers=optimizers)
+        losses.append([result.loss for result in results])
+        assert losses[-1][-1] < losses[-1][0] * 0.9
+        assert all(weight.dtype == torch.float32 for weight in backbone.parameters())
+    assert losses[0] != losses[1]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
+
+
+@pytest.mark.slow
+def test_a_compiled_backbone_learns_the_same():
+    images, labels_N = data()
+    results = []
+    for compile_ in (False, True):
+        backbone, head = models()
+        results.append(train(backbone, head, images, labels_N, compile=compile_))
+    losses = [[step.loss for step in steps] for steps in results]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+
+
+def test_uploaded_batches_are_the_rows_asked_for_one_ahead_and_no_more():
+    images, labels_N = data()
+    asked = []
+
+    class Watched(np.ndarray):
+        def __getitem__(self, rows):
+            asked.append(rows.tolist())
+            return np.asarray(super().__getitem__(rows))
+
+    rows = [np.array([5, 5, 0]), np.array([95, 1]), np.array([2])]
+    for index, (images_BCHW, labels_B) in enumerate(uploaded(images.view(Watched), labels_N, rows, CPU)):
+        np.testing.assert_array_equal(images_BCHW.numpy(), images[rows[index]])
+        assert labels_B.tolist() == labels_N[rows[index]].tolist()
+        assert len(asked) <= index + 2
+    assert asked == [row.tolist() for row in rows]
+    assert list(uploaded(images, labels_N, [], CPU)) == []
 
 
 def test_every_index_is_trained_on_with_its_own_label():

@@ -6,6 +6,7 @@ No timestamps: same content, same bytes.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,14 +39,22 @@ class StoreWriter:
         self.create(name, values.shape, values.dtype, dimensions)[...] = values
 
     def rows(self, name: str, blocks: Iterable[Array], *, total: int, dimensions: Sequence[str]) -> None:
-        """Write an array of `total` rows from blocks of any number of rows, one shard in memory at a time."""
+        """Write an array of `total` rows from blocks of any number of rows.
+
+        A shard is written by a thread while the blocks of the next are computed, so two of them are in memory.
+        """
         target: Any = None
-        for start, rows in regroup(blocks, row_count=_rows_per_shard):
-            if target is None:
-                target = self.create(name, (total, *rows.shape[1:]), rows.dtype, dimensions)
-            target[start : start + len(rows)] = rows
-        if target is None:
-            raise ValueError(f"{name}: no rows to write")
+        with ThreadPoolExecutor(1) as pool:
+            writing: Future[None] | None = None
+            for start, rows in regroup(blocks, row_count=_rows_per_shard):
+                if target is None:
+                    target = self.create(name, (total, *rows.shape[1:]), rows.dtype, dimensions)
+                if writing is not None:
+                    writing.result()
+                writing = pool.submit(target.__setitem__, slice(start, start + len(rows)), rows)
+            if writing is None:
+                raise ValueError(f"{name}: no rows to write")
+            writing.result()
 
     def strings(self, name: str, values: Sequence[str], dimensions: Sequence[str]) -> None:
         """Write text as UTF-8 bytes, uint8 [len(values), longest + 1], zero-padded: every zarr reader knows uint8."""
