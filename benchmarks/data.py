@@ -30,6 +30,14 @@ def noise(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
+def smooth(count: int, height: int, width: int) -> NDArray[np.uint8]:
+    """uint8 [count, height, width, 3] whose JPEG files have a photo's size, about 2 bits a pixel, unlike noise's."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 200, (count, -(-height // 25), -(-width // 25), 3), dtype=np.uint8)
+    enlarged = coarse.repeat(25, axis=1).repeat(25, axis=2)[:, :height, :width]
+    return enlarged + rng.integers(0, 10, enlarged.shape, dtype=np.uint8)
+
+
 def blobs(count: int, *, kinds: int = 50, seed: int = 0) -> NDArray[np.uint8]:
     """uint8 [count, 28, 28]: one of `kinds` coarse patterns with noise, so that k-means has something to find."""
     rng = np.random.default_rng(seed)
