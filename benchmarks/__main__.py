@@ -6,14 +6,20 @@ import sys
 import time
 from pathlib import Path
 
-# As the stages do it, before torch and faiss load: waiting threads sleep instead of spinning.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from deepcluster.threads import wait_briefly
+
+wait_briefly()  # as the stages do, before torch and faiss load
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-from benchmarks import growth, pipeline, results, stages
+from benchmarks import growth, neighbour, pipeline, results, stages
 from benchmarks.data import Source
 
-SECTIONS = {"stages": stages.measure, "pipeline": pipeline.measure, "growth": growth.measure}
+SECTIONS = {
+    "stages": stages.measure,
+    "pipeline": pipeline.measure,
+    "growth": growth.measure,
+    "neighbour": neighbour.measure,
+}
 OUTPUT = Path("data/benchmarks")
 
 

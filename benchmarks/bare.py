@@ -4,12 +4,13 @@ The same calls with the same seeds as the stages make, so it ends with the same 
 """
 
 import hashlib
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from deepcluster.threads import wait_briefly
+
+wait_briefly()
 
 import numpy as np
 import torch
