@@ -12,7 +12,8 @@ The only package that touches zarr and safetensors. The attributes of every arti
 from deepcluster.artifacts.provenance import Provenance, damaged, ids_hash
 from deepcluster.artifacts.publish import publishing, remove, write_text
 from deepcluster.artifacts.safetensors_files import CheckpointFiles, read_checkpoint, read_weights, write_checkpoint
-from deepcluster.artifacts.store import Array, Store, StoreWriter, open_store, write_store
+from deepcluster.artifacts.shards import Array
+from deepcluster.artifacts.store import Store, StoreWriter, open_store, write_store
 
 __all__ = [
     "Array",

@@ -8,7 +8,7 @@ from typing import Any
 
 from deepcluster.artifacts.provenance import SCHEMA_VERSION, Provenance, damaged, expect, plain
 from deepcluster.artifacts.publish import publishing
-from deepcluster.artifacts.store import Array
+from deepcluster.artifacts.shards import Array
 from deepcluster.errors import ArtifactError
 
 

@@ -9,14 +9,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from deepcluster.artifacts.provenance import SCHEMA_VERSION, Provenance, damaged, expect, plain
 from deepcluster.artifacts.publish import publishing
+from deepcluster.artifacts.shards import Array, PlainRows, ZarrRows, plain_rows, regroup
 from deepcluster.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -25,36 +26,44 @@ if TYPE_CHECKING:
 SHARD_BYTES = 128 << 20
 CHUNK_BYTES = 1 << 20
 
-Array = npt.NDArray[Any]
-
 
 class StoreWriter:
     """Writes the arrays of one store; use through `write_store`."""
 
-    def __init__(self, group: "zarr.Group") -> None:
+    def __init__(self, group: "zarr.Group", folder: Path) -> None:
         self._group = group
+        self._folder = folder
 
     def array(self, name: str, values: Array, dimensions: Sequence[str]) -> None:
         """Write a whole array; `dimensions` names its axes."""
-        self.create(name, values.shape, values.dtype, dimensions)[...] = values
+        target = self._create(name, values.shape, values.dtype, dimensions)
+        for start in range(0, len(values), target.step):
+            target.write(start, [values[start : start + target.step]])
 
     def rows(self, name: str, blocks: Iterable[Array], *, total: int, dimensions: Sequence[str]) -> None:
-        """Write an array of `total` rows from blocks of any number of rows.
+        """Write an array of `total` rows from blocks of any number of rows, which must not change once handed over.
 
-        A shard is written by a thread while the blocks of the next are computed, so two of them are in memory.
+        Some blocks (a shard of them, if zarr has to write it) are written by a thread while the next are computed.
         """
-        target: Any = None
+        blocks = iter(blocks)
+        first = next(blocks, None)
+        if first is None:
+            raise ValueError(f"{name}: no rows to write")
+        target = self._create(name, (total, *first.shape[1:]), first.dtype, dimensions)
+        written = 0
         with ThreadPoolExecutor(1) as pool:
             writing: Future[None] | None = None
-            for start, rows in regroup(blocks, row_count=_rows_per_shard):
-                if target is None:
-                    target = self.create(name, (total, *rows.shape[1:]), rows.dtype, dimensions)
+            for start, pieces in regroup(chain([first], blocks), target.step):
+                written = start + sum(map(len, pieces))
                 if writing is not None:
                     writing.result()
-                writing = pool.submit(target.__setitem__, slice(start, start + len(rows)), rows)
-            if writing is None:
-                raise ValueError(f"{name}: no rows to write")
-            writing.result()
+                if written > total:
+                    break
+                writing = pool.submit(target.write, start, pieces)
+            if writing is not None:
+                writing.result()
+        if written != total:
+            raise ValueError(f"{name}: expected {total} rows in all, got {written if written < total else 'more'}")
 
     def strings(self, name: str, values: Sequence[str], dimensions: Sequence[str]) -> None:
         """Write text as UTF-8 bytes, uint8 [len(values), longest + 1], zero-padded: every zarr reader knows uint8."""
@@ -63,7 +72,7 @@ class StoreWriter:
         padded = np.frombuffer(b"".join(value.ljust(width, b"\0") for value in encoded), dtype=np.uint8)
         self.array(name, padded.reshape(len(values), width), (*dimensions, "utf8_byte"))
 
-    def create(self, name: str, shape: Sequence[int], dtype: Any, dimensions: Sequence[str]) -> Any:
+    def _create(self, name: str, shape: Sequence[int], dtype: Any, dimensions: Sequence[str]) -> PlainRows | ZarrRows:
         """An empty sharded array with whole rows in each chunk."""
         from zarr.codecs import Crc32cCodec, ZstdCodec
 
@@ -71,7 +80,7 @@ class StoreWriter:
         shards, chunks = _layout(shape, dtype)
         # Floats hardly compress; images and labels do.
         compressors = [Crc32cCodec()] if dtype.kind == "f" else [ZstdCodec(level=1), Crc32cCodec()]
-        return self._group.create_array(
+        array = self._group.create_array(
             name,
             shape=tuple(shape),
             dtype=dtype,
@@ -81,6 +90,7 @@ class StoreWriter:
             dimension_names=list(dimensions),
             config={"write_empty_chunks": True},  # so that a missing chunk is damage, not zeros
         )
+        return plain_rows(self._folder / name) or ZarrRows(array)
 
 
 @contextmanager
@@ -91,7 +101,7 @@ def write_store(target: Path, schema: str, provenance: Provenance, **extra: Any)
     with publishing(target) as partial:
         attributes = provenance.attributes(schema) | plain(extra)
         group = zarr.create_group(partial, zarr_format=3, attributes=attributes)
-        yield StoreWriter(group)
+        yield StoreWriter(group, partial)
         attributes["files"] = {name: _fingerprint(partial / name) for name in _files(partial)}
         group.attrs.update({"files": attributes["files"], "digest": _digest(attributes)})
 
@@ -113,13 +123,16 @@ class Store:
         return int(self.attributes["samples"])
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._array(name).shape)
+        return self._rows(name).shape
 
     def read(self, name: str, rows: slice = slice(None)) -> Array:
         """`rows` of an array, every chunk's checksum verified; ArtifactError if one is missing or damaged."""
-        array = self._array(name)
+        found = self._rows(name)
+        start, stop, step = rows.indices(found.shape[0])
+        if step != 1:
+            raise ValueError(f"rows must be taken in steps of 1; got {rows}")
         try:
-            return np.asarray(array[rows])
+            return found.read(start, max(start, stop))
         except Exception as error:  # zarr raises whatever its codecs raise
             raise damaged(self.path / name, str(error) or type(error).__name__) from error
 
@@ -132,13 +145,13 @@ class Store:
         """What `StoreWriter.strings` wrote."""
         return [row.tobytes().rstrip(b"\0").decode(errors="surrogateescape") for row in self.read(name)]
 
-    def _array(self, name: str) -> Any:
+    def _rows(self, name: str) -> PlainRows | ZarrRows:
         if f"{name}/zarr.json" not in self.attributes["files"]:
             raise damaged(self.path, f"it has no array {name}")
         for file, expected in self.attributes["files"].items():
             if file.startswith(f"{name}/") and _fingerprint(self.path / file) != expected:
                 raise damaged(self.path / file, "missing, cut short or altered")
-        return self.group[name]
+        return plain_rows(self.path / name) or ZarrRows(self.group[name])
 
 
 def open_store(path: Path, schema: str, *, made_by: str, ids: str | None = None, epoch: int | None = None) -> Store:
@@ -175,29 +188,6 @@ def _layout(shape: Sequence[int], dtype: np.dtype[Any]) -> tuple[tuple[int, ...]
     chunks_per_shard = min(-(-total // per_chunk), max(1, SHARD_BYTES // (per_chunk * row)))
     rest = tuple(max(1, length) for length in shape[1:])
     return (per_chunk * chunks_per_shard, *rest), (per_chunk, *rest)
-
-
-def _rows_per_shard(total_row_shape: Sequence[int], dtype: np.dtype[Any]) -> int:
-    row = max(1, int(np.prod(total_row_shape, dtype=np.int64)) * dtype.itemsize)
-    per_chunk = max(1, CHUNK_BYTES // row)
-    return per_chunk * max(1, SHARD_BYTES // (per_chunk * row))
-
-
-def regroup(blocks: Iterable[Array], *, row_count: Any) -> Iterator[tuple[int, Array]]:
-    """(start row, rows) in groups of exactly `row_count(row shape, dtype)` rows, the last one shorter."""
-    start, held, pending = 0, 0, []
-    size = 0
-    for block in blocks:
-        size = size or row_count(block.shape[1:], block.dtype)
-        while len(block):
-            take, block = block[: size - held], block[size - held :]
-            pending.append(take)
-            held += len(take)
-            if held == size:
-                yield start, pending[0] if len(pending) == 1 else np.concatenate(pending)
-                start, held, pending = start + held, 0, []
-    if pending:
-        yield start, np.concatenate(pending)
 
 
 def _files(folder: Path) -> list[str]:
