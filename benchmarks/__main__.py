@@ -20,14 +20,15 @@ SECTIONS = {
     "growth": growth.measure,
     "neighbour": neighbour.measure,
 }
+USUAL = ("stages", "pipeline", "growth")  # together under ten minutes on two cores
 OUTPUT = Path("data/benchmarks")
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Benchmarks of the stages and the DAG.")
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"any of {', '.join(SECTIONS)}; all by default")
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"any of {', '.join(SECTIONS)}; by default {', '.join(USUAL)}")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, smaller inputs: to see that it works")
-    parser.add_argument("--long", action="store_true", help="pipeline: also whole `dvc repro` runs of 10 and 25 epochs")
+    parser.add_argument("--long", action="store_true", help="pipeline: also the growth of whole runs, over more epochs")
     parser.add_argument("--mnist", type=Path, metavar="FOLDER", help="folder with MNIST's IDX files, instead of noise")
     parser.add_argument("--images", type=int, metavar="N", help="pipeline: images of an epoch (default 10,000)")
     found = parser.parse_args(words)
@@ -42,7 +43,7 @@ def main() -> None:
     hardware = results.hardware()
     print(f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gb']} GB memory")
     OUTPUT.mkdir(parents=True, exist_ok=True)
-    for name in chosen.sections or SECTIONS:
+    for name in chosen.sections or USUAL:
         started = time.perf_counter()
         print(f"\n== {name}", flush=True)
         found = SECTIONS[name](

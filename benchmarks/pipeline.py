@@ -70,14 +70,18 @@ def measure(
     print(epochs_table(epochs))
     starts = start_up(rounds=2 if quick else 5)
     print("\n" + start_table(starts))
-    growth = whole_runs((25, 50) if quick else (25, 50, 100), (5,) if not long else (5, 10, 25))
-    growth += one_more_epoch((5, 10, 25) if quick else (5, 10, 25, 50))
+    growth = whole_runs(_epochs(quick, long, (25,), (100,), (25, 50, 100)), _epochs(quick, long, (), (5,), (5, 10, 25)))
+    growth += one_more_epoch(_epochs(quick, long, (5, 10), (5, 25), (5, 10, 25, 50)))
     print("\n" + growth_table(growth))
     panel: dict[str, dict[int, float]] = {}
     for row in growth:
         panel.setdefault(row.how, {})[row.epochs] = row.cpu_per_stage
     plots.lines(output / "pipeline.svg", {"CPU seconds a stage": panel}, x_label="epochs", logarithmic=False)
     return {"epochs": epochs, "start_up": starts, "growth": growth}
+
+
+def _epochs(quick: bool, long: bool, few: Sequence[int], usual: Sequence[int], many: Sequence[int]) -> Sequence[int]:
+    return many if long else few if quick else usual
 
 
 def epoch_times(source: Source, images: int) -> list[EpochTime]:
