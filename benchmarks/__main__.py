@@ -26,7 +26,9 @@ OUTPUT = Path("data/benchmarks")
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Benchmarks of the stages and the DAG.")
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"any of {', '.join(SECTIONS)}; by default {', '.join(USUAL)}")
+    parser.add_argument(
+        "sections", nargs="*", metavar="SECTION", help=f"any of {', '.join(SECTIONS)}; by default {', '.join(USUAL)}"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer rounds, smaller inputs: to see that it works")
     parser.add_argument("--long", action="store_true", help="pipeline: also the growth of whole runs, over more epochs")
     parser.add_argument("--mnist", type=Path, metavar="FOLDER", help="folder with MNIST's IDX files, instead of noise")
