@@ -6,7 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from deepcluster.artifacts import Provenance
 from deepcluster.augment import Augmentation
+from deepcluster.checkpoint import BackboneDescription, load_checkpoint, restore_optimizer, save_checkpoint
 from deepcluster.errors import NumericsError
 from deepcluster.losses import pseudo_label_loss
 from deepcluster.models.build import Backbone, build_backbone, build_head
@@ -265,6 +267,48 @@ def test_the_step_of_a_diverging_run_is_named():
     optimizers = build_optimizer(backbone.parameters(), huge), build_optimizer(head.parameters(), huge)
     with pytest.raises(NumericsError, match=r"^loss is (nan|inf) at step [23]: lower train\.optimizer\.lr"):
         train(backbone, head, *data(), optimizers=optimizers)
+
+
+class TestGoingOn:
+    """The second epoch of training, in one go and from a checkpoint."""
+
+    ADAM = OptimizerSettings(name="adam", lr=0.003, momentum=0.0, weight_decay=0.0)
+
+    def epochs(self, settings, between=lambda backbone, optimizer: (backbone, optimizer), build=build_optimizer):
+        """Weights after two epochs, `between` standing between them."""
+        backbone, head = models(channels=3)
+        optimizer = build(backbone.parameters(), settings)
+        for epoch in (1, 2):
+            if epoch == 2:
+                backbone, optimizer = between(backbone, optimizer)
+            optimizers = optimizer, build_optimizer(head.parameters(), HEAD_SGD)
+            train(backbone, head, *data(channels=3), seed=epoch, optimizers=optimizers)
+        return backbone.state_dict()
+
+    @pytest.mark.parametrize("settings", [SGD, ADAM], ids=["sgd", "adam"])
+    def test_from_a_checkpoint_is_as_if_it_had_not_stopped(self, settings, tmp_path):
+        def saved_and_loaded(backbone, optimizer):
+            made_by = Provenance(samples=96, ids=None, epoch=1, seed=0, params={})
+            description = BackboneDescription("convnet", channels=3, image_size=8, sobel=False)
+            save_checkpoint(tmp_path / "checkpoint", description, backbone, made_by, optimizer)
+            loaded = load_checkpoint(tmp_path / "checkpoint", made_by="train@1", ids=None, epoch=1)
+            optimizer = build_optimizer(loaded.backbone.parameters(), settings)
+            restore_optimizer(optimizer, loaded)
+            return loaded.backbone, optimizer
+
+        straight, stopped = self.epochs(settings), self.epochs(settings, saved_and_loaded)
+        assert all(torch.equal(straight[name], stopped[name]) for name in straight)
+
+    @pytest.mark.parametrize(
+        ("settings", "kind", "own"),
+        [(SGD, torch.optim.SGD, {"lr": 0.05, "momentum": 0.9}), (ADAM, torch.optim.Adam, {"lr": 0.003})],
+        ids=["sgd", "adam"],
+    )
+    def test_the_fused_optimizer_does_what_the_plain_one_does(self, settings, kind, own):
+        fused = self.epochs(settings)
+        plain = self.epochs(settings, build=lambda weights, _: kind(weights, **own, foreach=False, fused=False))
+        for name in fused:
+            torch.testing.assert_close(fused[name], plain[name], rtol=2e-3, atol=2e-4)
 
 
 def test_sgd_by_hand():
