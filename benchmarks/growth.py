@@ -57,10 +57,10 @@ def one_epoch(source: Source, count: int) -> list[tuple[str, float, float]]:
         project.plan(1)
         for stage in STAGES:
             epoch = [] if stage in ("prepare", "initialise") else ["--epoch", "1"]
-            finished = project.run("python", "-m", f"stages.{stage}", *epoch)
+            project.run("python", "-m", f"stages.{stage}", *epoch)
             with (project.root / "data/timings.csv").open(newline="", encoding="utf-8") as file:
-                taken = float(list(csv.DictReader(file))[-1]["seconds"])
-            found.append((stage, taken, finished.peak_mb))
+                row = list(csv.DictReader(file))[-1]
+            found.append((stage, float(row["seconds"]), float(row["peak_memory_mb"])))
     return found
 
 

@@ -47,11 +47,10 @@ TRIVIAL_IMAGES = 64
 
 @dataclass(frozen=True)
 class Finished:
-    """A command that ended: wall and CPU seconds and peak memory of it and its children, lines with their times."""
+    """A command that ended: wall and CPU seconds of it and its children, lines with their times."""
 
     wall: float
     cpu: float
-    peak_mb: float
     lines: list[tuple[float, str]]
 
 
@@ -73,8 +72,7 @@ class Project:
         process.stdout.close()
         if process.returncode:
             raise RuntimeError(f"{' '.join(command)} failed:\n" + "\n".join(text for _, text in lines[-30:]))
-        peak = usage.ru_maxrss / 1e6 if sys.platform == "darwin" else usage.ru_maxrss * 1024 / 1e6
-        return Finished(wall, usage.ru_utime + usage.ru_stime, peak, lines)
+        return Finished(wall, usage.ru_utime + usage.ru_stime, lines)
 
     def plan(self, epochs: int) -> None:
         self.run("deepcluster", "plan", "--epochs", str(epochs))

@@ -28,6 +28,13 @@ def recorded(stage: str, epoch: int | None, path: Path = layout.TIMINGS) -> Iter
 
 
 def peak_memory_mb() -> float:
-    """Peak resident memory of this process so far, in MB (10**6 bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+    """Peak resident memory of this process so far, in MB (10**6 bytes).
+
+    On Linux from /proc, since what getrusage says starts with the peak of the process that started this one.
+    """
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(fields["VmHWM"].split()[0]) * 1024 / 1e6
+    except (OSError, KeyError, ValueError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

@@ -291,3 +291,33 @@ class TestResuming:
         assert set(project.repro()) <= set(FINAL)
         assert project.digests() == before
         assert lock(project) == locked
+
+
+class TestUncachedDumps:
+    """The documented switch: `cache: false` at the extract stage."""
+
+    def test_dumps_stay_in_the_workspace_and_out_of_the_cache(self, unstarted, tmp_path):
+        project = unstarted.clone(tmp_path / "uncached")
+        text = (project.root / "dvc.yaml").read_text()
+        switch = "`- data/epochs/${key}/features.zarr: {cache: false}`.\n"
+        assert text.count(switch) == 1, "the comment above the output says how"
+        above, below = text.split(switch)
+        below = below.replace("features.zarr\n", "features.zarr: {cache: false}\n", 1)
+        (project.root / "dvc.yaml").write_text(above + switch + below)
+        assert project.repro() == ["prepare", "initialise", *epochs(1, 2), *FINAL]
+        assert clean(project)
+        stages = lock(project)["stages"]
+        (dump,), (reduced,) = stages["extract@2"]["outs"], stages["pca@2"]["outs"]
+        assert self.cached(project, reduced["md5"]), "else the next line would prove nothing"
+        assert not self.cached(project, dump["md5"])
+        assert project.repro() == []
+        assert "up to date" in project.run("deepcluster", "run").stdout
+
+        before = project.digests()
+        shutil.rmtree(project.root / "data/epochs/2/features.zarr")
+        assert project.repro() == ["extract@2"]  # computed again, and as it was
+        assert project.digests() == before
+        assert clean(project)
+
+    def cached(self, project: Project, digest: str) -> bool:
+        return (project.root / ".dvc/cache/files/md5" / digest[:2] / digest[2:]).exists()
