@@ -8,6 +8,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks import plots
 from benchmarks.data import Source
@@ -15,6 +19,11 @@ from benchmarks.project import CHECKOUT, MNIST, Finished, Project, temporary_pro
 from benchmarks.results import number, table
 
 EPOCHS = 3
+WAYS = {
+    "bare loop in memory": None,
+    "deepcluster run": ("deepcluster", "run", f"train@{EPOCHS}"),
+    "dvc repro": ("dvc", "repro", f"train@{EPOCHS}"),
+}
 OVERHEAD = 0.10
 CPU_PER_STAGE = 0.3
 START_TARGETS = {"pca": 1.5, "cluster": 1.5, "extract": 5.0, "train": 5.0}
@@ -85,32 +94,45 @@ def _epochs(quick: bool, long: bool, few: Sequence[int], usual: Sequence[int], m
 
 
 def epoch_times(source: Source, images: int) -> list[EpochTime]:
-    """The same epochs in three ways, one after the other, each in a project of its own."""
+    """The same epochs in three ways, each time in a new project.
+
+    In the order bare, run, repro, run, bare: the machine's speed drifts more than the ways differ, and what drifts
+    evenly weighs on both alike.
+    """
     digits = source.digits(images)
+    rounds: dict[str, list[Round]] = {way: [] for way in WAYS}
+    for way in (*WAYS, *reversed(tuple(WAYS)[:-1])):
+        rounds[way].append(one_round(digits, WAYS[way]))
     found: list[EpochTime] = []
-    for how, command in (
-        ("bare loop in memory", None),
-        ("deepcluster run", ("deepcluster", "run", f"train@{EPOCHS}")),
-        ("dvc repro", ("dvc", "repro", f"train@{EPOCHS}")),
-    ):
-        with temporary_project(digits, MNIST) as project:
-            project.plan(EPOCHS)
-            if command is None:
-                bare = (sys.executable, "-m", "benchmarks.bare", str(project.root), str(EPOCHS))
-                finished = Project(CHECKOUT).run(*bare)
-            else:
-                finished = project.run(*command)
-            start, *seconds = epoch_seconds(finished.lines)
-            labels = labels_digest(project, finished)
-        found.append(_beside(found[0] if found else None, how, images, start, seconds, labels))
+    for way, measured in rounds.items():
+        seconds = [seconds for one in measured for seconds in one.epochs]
+        overhead = statistics.median(seconds) / found[0].median - 1 if found else 0.0
+        labels = ", ".join(sorted({one.labels for one in measured}))
+        found.append(
+            EpochTime(way, images, statistics.median(one.start for one in measured), seconds, overhead, labels)
+        )
     return found
 
 
-def _beside(
-    bare: EpochTime | None, how: str, images: int, start: float, seconds: Sequence[float], labels: str
-) -> EpochTime:
-    overhead = statistics.median(seconds) / bare.median - 1 if bare else 0.0
-    return EpochTime(how, images, start, list(seconds), overhead, labels)
+class Round(NamedTuple):
+    """Seconds before the first epoch and of each, and the sha256 of the last one's labels."""
+
+    start: float
+    epochs: list[float]
+    labels: str
+
+
+def one_round(images_NHW: NDArray[np.uint8], command: tuple[str, ...] | None) -> Round:
+    """All epochs by `command`, or by the bare loop."""
+    with temporary_project(images_NHW, MNIST) as project:
+        project.plan(EPOCHS)
+        if command is None:
+            bare = (sys.executable, "-m", "benchmarks.bare", str(project.root), str(EPOCHS))
+            finished = Project(CHECKOUT).run(*bare)
+        else:
+            finished = project.run(*command)
+        start, *seconds = epoch_seconds(finished.lines)
+        return Round(start, seconds, labels_digest(project, finished))
 
 
 def epoch_seconds(lines: Sequence[tuple[float, str]]) -> list[float]:
