@@ -6,9 +6,9 @@ import sys
 import time
 from pathlib import Path
 
-from deepcluster.threads import wait_briefly
+from deepcluster.threads import settle
 
-wait_briefly()  # as the stages do, before torch and faiss load
+settle()  # as the stages do, before torch and faiss load
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 from benchmarks import growth, neighbour, pipeline, results, stages

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from deepcluster.threads import wait_briefly
+from deepcluster.threads import settle
 
-wait_briefly()
+settle()
 
 import numpy as np
 import torch

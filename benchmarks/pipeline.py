@@ -79,7 +79,7 @@ def measure(
     print(epochs_table(epochs))
     starts = start_up(rounds=2 if quick else 5)
     print("\n" + start_table(starts))
-    growth = whole_runs(_epochs(quick, long, (25,), (100,), (25, 50, 100)), _epochs(quick, long, (), (5,), (5, 10, 25)))
+    growth = whole_runs(_epochs(quick, long, (25,), (100,), (25, 50, 100)), _epochs(quick, long, (), (), (5, 10, 25)))
     growth += one_more_epoch(_epochs(quick, long, (5, 10), (5, 25), (5, 10, 25, 50)))
     print("\n" + growth_table(growth))
     panel: dict[str, dict[int, float]] = {}

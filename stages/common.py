@@ -12,7 +12,7 @@ from deepcluster import layout
 from deepcluster.errors import UserError
 from deepcluster.params import Params, load_params
 from deepcluster.plan import check_schedule
-from deepcluster.threads import wait_briefly
+from deepcluster.threads import settle
 from deepcluster.timings import recorded
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def main(command: Callable[..., None]) -> None:
 
 def run_app(app: typer.Typer) -> None:
     """Run a typer app; a UserError becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
-    wait_briefly()  # read when torch and faiss load, which is after this line
+    settle()  # read when torch and faiss load, which is after this line
     try:
         app()
     except UserError as error:

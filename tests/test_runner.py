@@ -125,6 +125,15 @@ def test_a_failing_stage_is_one_line_and_keeps_what_was_finished(fresh, finished
     assert fresh.digests("data/epochs", "data/history") == finished.digests("data/epochs", "data/history")
 
 
+@pytest.fixture
+def interruptible():
+    """A shell's background jobs, and what they start, ignore Ctrl-C; what these tests start must not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_is_carried_on_by_either_command(fresh, finished, how):
     process = subprocess.Popen(
