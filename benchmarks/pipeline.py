@@ -25,6 +25,7 @@ WAYS = {
     "dvc repro": ("dvc", "repro", f"train@{EPOCHS}"),
 }
 OVERHEAD = 0.10
+TARGET_IMAGES = 60_000
 CPU_PER_STAGE = 0.3
 START_TARGETS = {"pca": 1.5, "cluster": 1.5, "extract": 5.0, "train": 5.0}
 
@@ -215,7 +216,9 @@ def stages_run(lines: Sequence[tuple[float, str]]) -> int:
 
 
 def epochs_table(rows: Sequence[EpochTime]) -> str:
+    """The target is for MNIST's 60,000 images; with fewer, constant costs weigh more."""
     header = ("an epoch", "images", "seconds", "all epochs", "before the first", "overhead", "target", "", "labels")
+    aimed = [row for row in rows if row.how == "deepcluster run" and row.images >= TARGET_IMAGES]
     return table(
         header,
         [
@@ -226,8 +229,8 @@ def epochs_table(rows: Sequence[EpochTime]) -> str:
                 ", ".join(f"{seconds:.2f}" for seconds in row.epochs),
                 f"{row.start:.1f} s",
                 f"{row.overhead:+.1%}" if row is not rows[0] else "",
-                f"<= {OVERHEAD:.0%}" if row.how == "deepcluster run" else "",
-                _verdict(row.overhead <= OVERHEAD) if row.how == "deepcluster run" else "",
+                f"<= {OVERHEAD:.0%}" if row in aimed else "",
+                _verdict(row.overhead <= OVERHEAD) if row in aimed else "",
                 "the same" if row.labels == rows[0].labels else "OTHERS",
             )
             for row in rows
