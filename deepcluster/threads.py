@@ -29,7 +29,7 @@ def keep_freed_memory() -> bool:
     """glibc keeps up to 1 GiB of freed memory, and serves blocks up to 32 MiB from it; True if it agreed.
 
     By default each batch's memory is given back to the system and fetched again page by page, which took a
-    quarter of extraction's time (docs/performance.md). Elsewhere nothing is done, nor where MALLOC_* is in the
+    fifth of extraction's time (docs/performance.md). Elsewhere nothing is done, nor where MALLOC_* is in the
     environment.
     """
     if any(name.startswith("MALLOC_") for name in os.environ):
