@@ -24,6 +24,14 @@ class NumericsError(UserError):
     """Features or losses are not finite, or a stage's settings do not fit the data (k > N, components > min(N, D))."""
 
 
+class CollapseError(UserError):
+    """The clusters or the features have collapsed; nothing is published, so nothing trains on them."""
+
+
+class ResourceError(UserError):
+    """The work would need more memory than there is; said before it starts."""
+
+
 class ScheduleError(UserError):
     """The epochs in params.yaml and the unrolled stages in stages/schedule.yaml disagree."""
 

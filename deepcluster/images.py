@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from deepcluster import artifacts, layout
 from deepcluster.errors import UserError
+from deepcluster.memory import available_memory
 
 MEMORY_SHARE = 0.5
 
@@ -43,26 +44,6 @@ def memory_share() -> float:
     if not 0 <= share <= 1:
         raise UserError(f"DEEPCLUSTER_MEMORY_SHARE: must be a number from 0 to 1; got {text!r}")
     return share
-
-
-def available_memory() -> float:
-    """Bytes that can be taken without swapping: the machine's, or what a container's limit leaves, if that is less."""
-    try:
-        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free = int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):  # not Linux: all of it
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(free, _container_memory(Path("/sys/fs/cgroup")))
-
-
-def _container_memory(group: Path) -> float:
-    """What a control group (version 2) may take beside what its processes hold; infinite without a limit."""
-    try:
-        limit = int((group / "memory.max").read_text())  # "max" is no number
-        held = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return max(0, limit - int(held["anon"]))
-    except (OSError, KeyError, ValueError):
-        return math.inf
 
 
 def _flat_file(images: artifacts.Store) -> Path:

@@ -72,6 +72,15 @@ def faiss_gpu() -> bool | None:
     return False if os.environ.get("DEEPCLUSTER_DEVICE", "").startswith("cpu") else None
 
 
+def torch_gpu() -> str | None:
+    """The CUDA device that torch may use, or None. Torch, slow to import, is asked only where there is a driver."""
+    name = os.environ.get("DEEPCLUSTER_DEVICE", "")
+    if not (name.startswith("cuda") or (not name and os.path.exists("/proc/driver/nvidia/version"))):
+        return None
+    found = device()
+    return str(found) if found.type == "cuda" else None
+
+
 def device() -> "torch.device":
     """DEEPCLUSTER_DEVICE, else the GPU if there is one, else the CPU. Never part of params.yaml or dvc.lock."""
     import torch

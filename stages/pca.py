@@ -1,6 +1,6 @@
 """pca@e: features reduced, whitened and normalised."""
 
-from stages.common import Epoch, main, stage
+from stages.common import Epoch, main, stage, torch_gpu
 
 
 def pca(epoch: Epoch) -> None:
@@ -10,28 +10,34 @@ def pca(epoch: Epoch) -> None:
     [N, d]; with PCA enabled also components [d, D], mean [D], explained variance [d] and its ratio [d].
     """
     from deepcluster import artifacts, layout
-    from deepcluster.reduction.pca import fit_transform, l2_normalize
+    from deepcluster.reduction.pca import fit, reduce
     from deepcluster.seeding import derive_seed
 
     with stage("pca", epoch) as params:
-        settings = params.pca
+        settings, found = params.pca, None
         features = artifacts.open_store(layout.features(epoch), "features", made_by=f"extract@{epoch}", epoch=epoch)
-        features_ND = features.read("features")
-        provenance = artifacts.Provenance(features.samples, features.ids, epoch, params.seed, settings.model_dump())
-        with artifacts.write_store(layout.pca(epoch), "pca", provenance) as store:
-            if not settings.enabled:
-                rows = l2_normalize(features_ND) if settings.normalize else features_ND
-                store.array("reduced", rows, ("sample", "component"))
-                return
-            found = fit_transform(
-                features_ND,
+        count, width = features.shape("features")
+        if settings.enabled:
+            found = fit(
+                lambda rows: features.blocks("features", rows),
+                (count, width),
                 backend=settings.backend,
                 components=settings.components,
-                whiten=settings.whiten,
-                normalize=settings.normalize,
                 seed=derive_seed(params.seed, "pca", epoch),
+                device=torch_gpu(),
             )
-            store.array("reduced", found.reduced_Nd, ("sample", "component"))
+        reduced = reduce(
+            lambda rows: features.blocks("features", rows),
+            width,
+            found,
+            whiten=settings.whiten,
+            normalize=settings.normalize,
+        )
+        provenance = artifacts.Provenance(features.samples, features.ids, epoch, params.seed, settings.model_dump())
+        with artifacts.write_store(layout.pca(epoch), "pca", provenance) as store:
+            store.rows("reduced", reduced, total=count, dimensions=("sample", "component"))
+            if found is None:
+                return
             store.array("components", found.components_dD, ("component", "feature"))
             store.array("mean", found.mean_D, ("feature",))
             store.array("explained_variance", found.explained_variance_d, ("component",))

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from deepcluster import artifacts, images
+from deepcluster import artifacts, images, memory
 from deepcluster.errors import UserError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (70, 3, 8, 8), dtype=np.uint8)
@@ -97,12 +97,12 @@ def test_a_full_disk_is_told_with_the_remedy_and_leaves_nothing(monkeypatch):
 
 
 def test_memory_that_a_container_leaves(tmp_path):
-    assert images._container_memory(tmp_path) == float("inf")
+    assert memory._container_memory(tmp_path) == float("inf")
     (tmp_path / "memory.stat").write_text("anon 300\nfile 500\n")
     (tmp_path / "memory.max").write_text("max\n")
-    assert images._container_memory(tmp_path) == float("inf")
+    assert memory._container_memory(tmp_path) == float("inf")
     (tmp_path / "memory.max").write_text("1000\n")
-    assert images._container_memory(tmp_path) == 700
+    assert memory._container_memory(tmp_path) == 700
     (tmp_path / "memory.max").write_text("200\n")
-    assert images._container_memory(tmp_path) == 0
-    assert images.available_memory() > 0
+    assert memory._container_memory(tmp_path) == 0
+    assert memory.available_memory() > 0

@@ -12,10 +12,11 @@ from hypothesis.extra.numpy import arrays
 from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
 
+from deepcluster import blockwise
 from deepcluster.errors import NumericsError
-from deepcluster.reduction import blockwise
+from deepcluster.reduction.moments import moments
 from deepcluster.reduction.pca import Backend, fit_transform, l2_normalize, transform
-from deepcluster.reduction.streaming import fit_streaming, moments, project
+from deepcluster.reduction.streaming import fit_streaming, project
 
 BACKENDS = get_args(Backend)
 

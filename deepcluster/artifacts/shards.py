@@ -43,6 +43,10 @@ class ZarrRows:
         return tuple(self.array.shape)
 
     @property
+    def chunk_rows(self) -> int:
+        return int(self.array.chunks[0])
+
+    @property
     def step(self) -> int:
         """How many rows to write at once: a shard, since zarr would read back a part of one."""
         return int(self.array.shards[0])

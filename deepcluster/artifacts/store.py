@@ -137,9 +137,11 @@ class Store:
             raise damaged(self.path / name, str(error) or type(error).__name__) from error
 
     def blocks(self, name: str, row_count: int = 8192) -> Iterator[Array]:
-        """The array's rows in blocks."""
-        for start in range(0, self.shape(name)[0], row_count):
-            yield self.read(name, slice(start, start + row_count))
+        """The array's rows in blocks of about `row_count`: whole chunks, so that none is read twice."""
+        found = self._rows(name)
+        step = max(1, row_count // found.chunk_rows) * found.chunk_rows
+        for start in range(0, found.shape[0], step):
+            yield self.read(name, slice(start, start + step))
 
     def strings(self, name: str) -> list[str]:
         """What `StoreWriter.strings` wrote."""

@@ -12,17 +12,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 T = TypeVar("T")
 R = TypeVar("R")
 
-_MOST_WORKERS = 8  # each holds a block's results: with D = 4,096 features a matrix of 134 MB
+_MOST_WORKERS = 8  # each holds a block and its results
 
 
 @contextmanager
 def one_thread_a_product() -> Iterator[None]:
     """Each call of BLAS and LAPACK, and each OpenMP region, stays on the thread that made it."""
-    import numpy  # noqa: F401  only what is loaded can be limited
-    import scipy.linalg  # noqa: F401
+    import scipy.linalg  # noqa: F401  only what is loaded can be limited
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1):
@@ -31,13 +33,13 @@ def one_thread_a_product() -> Iterator[None]:
 
 def in_order(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """function(item) of every item, in order, computed on a few threads; at most one result a thread waits."""
-    workers = min(_available_cores(), _MOST_WORKERS)
-    with ThreadPoolExecutor(workers) as pool:
+    count = workers()
+    with ThreadPoolExecutor(count) as pool:
         pending: deque[Future[R]] = deque()
         try:
             for item in items:
                 pending.append(pool.submit(function, item))
-                if len(pending) > workers:
+                if len(pending) > count:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
@@ -46,5 +48,27 @@ def in_order(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
                 future.cancel()
 
 
+def ahead(items: Iterable[T]) -> Iterator[T]:
+    """The items, the next one being made by a thread while the caller works on the one before."""
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, iterator, end)
+        while (item := following.result()) is not end:
+            following = pool.submit(next, iterator, end)
+            yield item  # type: ignore[misc]
+
+
+def workers() -> int:
+    """How many threads work on blocks at once."""
+    return min(_available_cores(), _MOST_WORKERS)
+
+
 def _available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def l2_normalize(rows_Nd: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows divided by their Euclidean norm (summed in float64), float32; rows of zeros stay zeros."""
+    norms_N = np.sqrt(np.einsum("nd,nd->n", rows_Nd, rows_Nd, dtype=np.float64)).astype(np.float32)
+    norms_N[norms_N == 0] = 1.0
+    return np.asarray(np.divide(rows_Nd, norms_N[:, None], dtype=np.float32))
