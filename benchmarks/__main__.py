@@ -11,16 +11,17 @@ from deepcluster.threads import settle
 settle()  # as the stages do, before torch and faiss load
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-from benchmarks import growth, neighbour, pipeline, results, stages
+from benchmarks import engines, growth, neighbour, pipeline, results, stages
 from benchmarks.data import Source
 
 SECTIONS = {
     "stages": stages.measure,
     "pipeline": pipeline.measure,
     "growth": growth.measure,
+    "engines": engines.measure,
     "neighbour": neighbour.measure,
 }
-USUAL = ("stages", "pipeline", "growth")  # together under ten minutes on two cores
+USUAL = ("stages", "pipeline", "growth", "engines")
 OUTPUT = Path("data/benchmarks")
 
 
@@ -30,7 +31,9 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         "sections", nargs="*", metavar="SECTION", help=f"any of {', '.join(SECTIONS)}; by default {', '.join(USUAL)}"
     )
     parser.add_argument("--quick", action="store_true", help="fewer rounds, smaller inputs: to see that it works")
-    parser.add_argument("--long", action="store_true", help="pipeline: also the growth of whole runs, over more epochs")
+    parser.add_argument(
+        "--long", action="store_true", help="pipeline: growth of whole runs; engines: 1.28 million rows (25 GB of disk)"
+    )
     parser.add_argument("--mnist", type=Path, metavar="FOLDER", help="folder with MNIST's IDX files, instead of noise")
     parser.add_argument("--images", type=int, metavar="N", help="pipeline: images of an epoch (default 10,000)")
     found = parser.parse_args(words)

@@ -6,7 +6,7 @@ import typer
 
 from deepcluster import layout
 from stages.cluster import cluster
-from stages.common import run_app
+from stages.common import Epoch, run_app
 from stages.evaluate import evaluate
 from stages.extract import extract
 from stages.initialise import initialise
@@ -59,6 +59,28 @@ def run(
     write_plan()
     count = run_pipeline(targets or [])
     print(f"{count} stages ran" if count else "everything is up to date")
+
+
+@app.command("sweep-k")
+def sweep_k(
+    epoch: Epoch,
+    k: Annotated[str, typer.Option("--k", help="Numbers of clusters, e.g. 10,20,50,100.", show_default=False)],
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs for each k; stability needs two.")] = 3,
+    silhouette_rows: Annotated[
+        int, typer.Option("--silhouette-rows", min=3, help="Images drawn to compute the silhouette on.")
+    ] = 2000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+) -> None:
+    """Cluster the reduced features of an epoch with several k, to choose one. Trains nothing, changes no artifact.
+
+    Reads data/epochs/E/pca.zarr, the true labels if there are any, and params.yaml's section `cluster`. Writes
+    data/sweeps/E: sweep-k.csv, sweep-k.json, sweep-k.svg. For each k, of the best run: objective; explained (the share
+    of the rows' variance); silhouette (sampled, -1 to 1); stability (mean ARI between the runs of different seeds);
+    effective k, largest share and empty clusters; NMI with the true labels.
+    """
+    from deepcluster.sweep import parse_ks, sweep_epoch
+
+    sweep_epoch(epoch, parse_ks(k), seeds=seeds, silhouette_rows=silhouette_rows, as_json=as_json)
 
 
 @app.command()

@@ -49,3 +49,8 @@ def train_steps(epoch: int) -> Path:
 def made_by_checkpoint(epoch: int) -> str:
     """The DVC stage that writes `checkpoint(epoch)`."""
     return f"train@{epoch}" if epoch else "initialise"
+
+
+def sweep(epoch: int) -> Path:
+    """What `deepcluster sweep-k` found; no stage's output."""
+    return DATA / "sweeps" / str(epoch)

@@ -84,15 +84,34 @@ class Pca(Section):
     normalize: bool = True
 
 
+class Collapse(Section):
+    """Beyond which a clustering counts as collapsed: see `deepcluster.clustering.health`.
+
+    min_effective_k, max_empty: shares of k. max_largest_share: of the images (and 1/k of the rest).
+    min_feature_rank: directions that features vary along. max_drift: 1 - NMI with the epoch before; 1 allows any.
+    """
+
+    min_effective_k: Annotated[float, Field(ge=0, le=1)] = 0.2
+    max_largest_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    max_empty: Annotated[float, Field(ge=0, le=1)] = 0.5
+    min_feature_rank: NonNegative = 1.05
+    max_drift: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+
 class Cluster(Section):
     """Reduced features -> pseudo-labels: see `deepcluster.clustering`."""
 
     method: Literal["kmeans"] = "kmeans"
-    backend: Literal["faiss", "sklearn"] = "faiss"
+    backend: Literal["faiss", "sklearn", "minibatch"] = "faiss"
     k: Annotated[int, Field(ge=2)] = 10
     iterations: Count = 20
     restarts: Count = 1
+    init: Literal["random", "k-means++"] = "random"
+    spherical: bool = False
+    points_per_centroid: Count | None = None
     warm_start: bool = False
+    fail_on_collapse: bool = True
+    collapse: Collapse = Field(default_factory=Collapse)
 
 
 class Optimizer(Section):
@@ -165,10 +184,13 @@ def load_params(path: Path = PARAMS_FILE) -> Params:
     """The validated contents of `path`; ParamsError with every mistake, one a line, if there is any."""
     content = _read_yaml(path)
     try:
-        return Params.model_validate(content)
+        params = Params.model_validate(content)
     except ValidationError as error:
         lines = [_describe(path, mistake) for mistake in error.errors()]
         raise ParamsError("\n".join(lines)) from None
+    if params.cluster.spherical and params.cluster.backend != "faiss":
+        raise ParamsError(f"{path}: cluster.spherical: needs cluster.backend faiss; got {params.cluster.backend!r}")
+    return params
 
 
 def as_yaml(params: Params) -> str:

@@ -122,6 +122,10 @@ class Store:
     def samples(self) -> int:
         return int(self.attributes["samples"])
 
+    def has(self, name: str) -> bool:
+        """Whether there is an array of that name."""
+        return f"{name}/zarr.json" in self.attributes["files"]
+
     def shape(self, name: str) -> tuple[int, ...]:
         return self._rows(name).shape
 
@@ -148,7 +152,7 @@ class Store:
         return [row.tobytes().rstrip(b"\0").decode(errors="surrogateescape") for row in self.read(name)]
 
     def _rows(self, name: str) -> PlainRows | ZarrRows:
-        if f"{name}/zarr.json" not in self.attributes["files"]:
+        if not self.has(name):
             raise damaged(self.path, f"it has no array {name}")
         for file, expected in self.attributes["files"].items():
             if file.startswith(f"{name}/") and _fingerprint(self.path / file) != expected:

@@ -17,14 +17,15 @@ T = TypeVar("T")
 Row = dict[str, float | int | None]
 FIELDS = (
     "epoch", "nmi", "ari", "accuracy", "nmi_previous", "loss", "pseudo_label_accuracy",
-    "smallest", "largest", "empty", "effective_k", "k",
+    "smallest", "largest", "empty", "effective_k", "feature_rank", "k",
 )  # fmt: skip
 
 
 def epoch_row(epoch: int, ids: str, targets_N: NDArray[np.int64] | None) -> Row:
     """One epoch's numbers; None where there is nothing to compare with (no targets, no epoch before)."""
-    labels_N, sizes_K = _clusters(epoch, ids)
-    previous_N = _clusters(epoch - 1, ids)[0] if epoch > 1 else None
+    clusters = _clusters(epoch, ids)
+    labels_N, sizes_K = clusters.read("labels"), clusters.read("sizes")
+    previous_N = _clusters(epoch - 1, ids).read("labels") if epoch > 1 else None
     summary = _summary(epoch)
     statistics = metrics.cluster_statistics(sizes_K)
     return {
@@ -39,6 +40,7 @@ def epoch_row(epoch: int, ids: str, targets_N: NDArray[np.int64] | None) -> Row:
         "largest": int(statistics["largest"]),
         "empty": int(statistics["empty"]),
         "effective_k": statistics["effective_k"],
+        "feature_rank": clusters.attributes["health"]["feature_rank"],
         "k": len(sizes_K),
     }
 
@@ -74,10 +76,9 @@ def read_results() -> tuple[list[Row], dict[str, Any]]:
     return rows, metrics
 
 
-def _clusters(epoch: int, ids: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+def _clusters(epoch: int, ids: str) -> artifacts.Store:
     path = layout.clusters(epoch)
-    store = artifacts.open_store(path, "clusters", made_by=f"cluster@{epoch}", ids=ids, epoch=epoch)
-    return store.read("labels"), store.read("sizes")
+    return artifacts.open_store(path, "clusters", made_by=f"cluster@{epoch}", ids=ids, epoch=epoch)
 
 
 def _summary(epoch: int) -> dict[str, float]:

@@ -18,6 +18,7 @@ PANELS: dict[str, tuple[tuple[str, ...], bool]] = {
     "cluster sizes": (("largest", "smallest"), True),
     "effective k": (("effective_k",), False),
 }
+SWEEP_PANELS = ("explained", "silhouette", "stability", "nmi")  # each against k
 COLOURS = ("#3b82c4", "#d9772b", "#3f9b5f")  # legible on white and on near-black
 INK = "#010203"  # drawn with this, then replaced: the page's own text colour, light or dark
 
@@ -39,6 +40,31 @@ def curves(rows: Sequence[Row], *, panels: Sequence[str] = tuple(PANELS)) -> str
             _panel(figure.add_subplot(len(shown), 1, index + 1), rows, name)
         if not shown:
             figure.text(0.5, 0.5, "no values to draw", ha="center")
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True)
+    return _inline(buffer.getvalue())
+
+
+def sweep_curves(rows: Sequence[Row]) -> str:
+    """One SVG element: what a sweep over k found, a panel for each measure that any row has a value for."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    shown = [name for name in SWEEP_PANELS if any(_finite(row.get(name)) for row in rows)]
+    ks = [_number(row["k"]) for row in rows]
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_style("sweep-k"))
+        figure = Figure(figsize=(2.6 * max(1, len(shown)), 2.3), layout="constrained")
+        for index, name in enumerate(shown):
+            axes = figure.add_subplot(1, len(shown), index + 1)
+            axes.plot(ks, [_number(row.get(name)) for row in rows], color=COLOURS[0], marker="o", markersize=3)
+            axes.set_xscale("log")
+            axes.set_xticks(ks, [f"{k:g}" for k in ks])
+            axes.minorticks_off()
+            axes.set_title(name, loc="left")
+            axes.set_xlabel("k")
+            axes.spines[["top", "right"]].set_visible(False)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True)
     return _inline(buffer.getvalue())

@@ -24,6 +24,9 @@ EPOCH_COLUMNS = (
     "largest",
     "effective_k",
 )
+SWEEP_COLUMNS = (
+    "k", "objective", "explained", "silhouette", "stability", "effective_k", "largest_share", "empty", "nmi",
+)  # fmt: skip
 WHOLE_NUMBERS = ("epoch", "smallest", "largest")
 GAP = "  "
 
@@ -36,9 +39,9 @@ class Cells:
     rows: list[list[str]]
 
 
-def epoch_cells(rows: Sequence[Row]) -> Cells:
-    """The known columns that any row has a value for, numbers as text. Other keys are ignored."""
-    columns = [name for name in EPOCH_COLUMNS if name == "epoch" or any(row.get(name) is not None for row in rows)]
+def epoch_cells(rows: Sequence[Row], names: Sequence[str] = EPOCH_COLUMNS) -> Cells:
+    """The named columns that any row has a value for, numbers as text. Other keys are ignored."""
+    columns = [name for name in names if name == names[0] or any(row.get(name) is not None for row in rows)]
     return Cells(columns, [[value_text(name, row.get(name)) for name in columns] for row in rows])
 
 
@@ -91,7 +94,7 @@ def print_table(cells: Cells, *, file: TextIO | None = None, width: int | None =
     from rich.console import Console
 
     console = Console(file=file or sys.stdout, width=width)
-    table = _rich(cells, numeric_first=cells.columns[0] == "epoch")
+    table = _rich(cells, numeric_first=cells.columns[0] in ("epoch", "k"))
     if not console.is_terminal:
         console.file.write(plain_text(cells))
     elif console.measure(table, options=console.options.update(width=10_000)).maximum > console.width:

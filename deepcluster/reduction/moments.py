@@ -123,7 +123,7 @@ def _centred(sums: _Sums, shift_D: NDArray[np.float32]) -> Moments:
     """In place of the products, a panel at a time: a second D x D matrix would be the largest thing in memory."""
     count, sum_D, covariance_DD = sums
     for panel in _panels(len(sum_D)):
-        covariance_DD[panel] -= np.outer(sum_D[panel], sum_D / count)
+        covariance_DD[panel] -= np.outer(sum_D[panel], sum_D) / count
     covariance_DD /= count - 1
     return Moments(count, shift_D + sum_D / count, covariance_DD)
 
