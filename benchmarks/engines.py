@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from benchmarks import plots, results
 from benchmarks.data import Source, noise
-from benchmarks.growth import exponent
 from benchmarks.project import TRIVIAL, Project, set_params, temporary_project
 from benchmarks.results import Comparison, compare
 from benchmarks.stages import correlated
@@ -35,12 +34,17 @@ class Error:
 
 @dataclass(frozen=True)
 class Growth:
-    """Median seconds and megabytes above the start for every N, and p of time ~ N^p."""
+    """Median seconds and megabytes above the start for every N; time = constant + slope x N, by least squares.
+
+    `deviation`: of the farthest median from that line, as a share of it.
+    """
 
     name: str
     seconds: dict[int, float]
     megabytes: dict[int, float]
-    exponent: float
+    constant: float
+    slope: float
+    deviation: float
 
 
 def measure(source: Source, *, quick: bool, long: bool, images: int | None, output: Path) -> dict[str, Any]:
@@ -86,7 +90,7 @@ def pca_speed(*, quick: bool) -> Iterator[Comparison]:
 
 def kmeans_speed(*, quick: bool) -> Iterator[Comparison]:
     """Whole `kmeans` with its exact assignment, against faiss.Kmeans of the same settings and its search; scikit-learn
-    beside them. Then the objectives: rates of 1 / (sum of squared distances)."""
+    beside them. Then the objectives: N / (sum of squared distances), as a rate."""
     import faiss
     from sklearn.cluster import KMeans
 
@@ -118,9 +122,9 @@ def kmeans_speed(*, quick: bool) -> Iterator[Comparison]:
     yield compare(name, ours, reference, against="faiss.Kmeans + search", unit="rows", rounds=rounds, target=1.0)
     yield compare(name, ours, scikit_learn, against="scikit-learn KMeans", unit="rows", rounds=1)
     better = results.comparison(
-        f"{name}: 1 / objective",
-        [1 / reached["ours"]],
-        [1 / reached["faiss"]],
+        f"{name}: N / objective",
+        [count / reached["ours"]],
+        [count / reached["faiss"]],
         against="faiss.Kmeans",
         unit="",
         target=0.995,
@@ -149,7 +153,7 @@ def errors(*, quick: bool) -> list[Error]:
     matrix = faiss.PCAMatrix(features, components, -0.5)
     matrix.train(rows_ND)
     values = faiss.vector_to_array(matrix.eigenvalues)[:components] / (count - 1)
-    found.append(error("faiss.PCAMatrix, directly", values, matrix.apply(rows_ND)))
+    found.append(error("faiss.PCAMatrix, directly", values, matrix.apply(rows_ND) * np.sqrt(count - 1)))
     for backend in ("sklearn", "faiss", "streaming"):
         ours = fit_transform(rows_ND, backend=backend, components=components, whiten=True, normalize=False, seed=0)
         found.append(error(f"pca.backend {backend}", ours.explained_variance_d, ours.reduced_Nd))
@@ -157,7 +161,7 @@ def errors(*, quick: bool) -> list[Error]:
 
 
 def pca_growth(*, quick: bool) -> Growth:
-    """The stage in a process of its own, from a feature store; memory above that of a stage with next to no features."""
+    """The stage in a process of its own, from a feature store; memory above that of a stage with few features."""
     counts = (1000, 2000, 4000) if quick else (7500, 15_000, 30_000, 60_000)
     features, components = (1024, 16) if quick else (FEATURES, COMPONENTS)
     seconds: dict[int, list[float]] = {count: [] for count in counts}
@@ -198,7 +202,7 @@ def assignment_growth(*, quick: bool) -> Growth:
 
 
 def imagenet(*, quick: bool) -> dict[str, float]:
-    """1.28 million x 4,096 features written shard by shard, reduced to 256; then two runs of k-means with k = 10,000."""
+    """1.28 million x 4,096 features written shard by shard, reduced to 256, and clustered with k = 10,000, twice."""
     count, features, components, k = (20_000, 1024, 16, 100) if quick else (1_280_000, FEATURES, COMPONENTS, 10_000)
     found: dict[str, float] = {"rows": count, "features": features, "k": k}
     with feature_project(components) as (project, store):
@@ -262,7 +266,11 @@ def run_stage(project: Project, stage: str) -> tuple[float, float]:
 
 def _growth(name: str, seconds: dict[int, list[float]], megabytes: dict[int, list[float]]) -> Growth:
     medians = {count: median(values) for count, values in seconds.items()}
-    return Growth(name, medians, {count: median(values) for count, values in megabytes.items()}, exponent(medians))
+    slope, constant = map(float, np.polyfit(list(medians), list(medians.values()), 1))
+    deviation = max(abs(taken / (constant + slope * count) - 1) for count, taken in medians.items())
+    return Growth(
+        name, medians, {count: median(values) for count, values in megabytes.items()}, constant, slope, deviation
+    )
 
 
 def error_table(found: list[Error]) -> str:
@@ -275,15 +283,6 @@ def error_table(found: list[Error]) -> str:
 
 def growth_table(found: Growth) -> str:
     counts = sorted(found.seconds)
-    smallest = counts[0]
-    rows = [
-        (
-            f"{count:,}",
-            f"{found.seconds[count]:.2f}",
-            f"{found.seconds[count] / found.seconds[smallest] / (count / smallest):.2f}",
-            f"{found.megabytes[count]:,.1f}",
-        )
-        for count in counts
-    ]
-    title = f"{found.name} (time ~ N^{found.exponent:.2f})"
-    return f"{title}\n\n" + results.table(("N", "seconds", "a row, as a multiple of the first", "MB above start"), rows)
+    rows = [(f"{count:,}", f"{found.seconds[count]:.3f}", f"{found.megabytes[count]:,.1f}") for count in counts]
+    line = f"{found.constant:.2f} s + {found.slope * 1e6:.2f} s a million rows, within {found.deviation:.1%}"
+    return f"{found.name}: {line}\n\n" + results.table(("N", "seconds", "MB above start"), rows)

@@ -56,7 +56,7 @@ def test_result_is_consistent_and_no_cluster_is_empty(backend, count, k):
     assert found.sizes_K.min() >= 1
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", LLOYD)
 @pytest.mark.parametrize("offset", [0.0, 500.0])
 def test_separated_blobs_are_found_as_by_scikit_learn(backend, offset):
     rows, truth = make_blobs(offset)

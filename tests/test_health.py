@@ -35,7 +35,7 @@ def test_numbers_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("values", "rank"), [([1, 1, 1, 1], 4), ([5, 0, 0], 1), ([0, 0], 0), ([3, 1], np.exp(0.5623351)), ([1, -1e-9], 1)]
+    ("values", "rank"), [([1, 1, 1, 1], 4), ([5, 0, 0], 1), ([0, 0], 0), ([9, 1], np.exp(0.5623351)), ([1, -1e-9], 1)]
 )
 def test_effective_rank_by_hand(values, rank):
     assert effective_rank(np.array(values, float)) == pytest.approx(rank, rel=1e-6)
@@ -45,7 +45,7 @@ def test_variances_of_rows_that_no_pca_has_seen():
     rows_Nd = (np.random.default_rng(0).normal(size=(1000, 4)) * [3, 2, 1, 0] + 50).astype(np.float32)
     expected = np.sort(np.linalg.eigvalsh(np.cov(rows_Nd.T.astype(np.float64))))[::-1]
     np.testing.assert_allclose(variances(rows_Nd), expected, atol=1e-9)
-    assert effective_rank(variances(np.repeat(rows_Nd, 5, axis=0))) == pytest.approx(2.29, abs=0.1)
+    assert effective_rank(variances(np.repeat(rows_Nd, 5, axis=0))) == pytest.approx(2.75, abs=0.1)
 
 
 def test_a_sound_clustering_passes():

@@ -8,6 +8,7 @@ Shapes: N rows, d components, K centroids, B rows of a block.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,7 +149,7 @@ def _exact(
     return labels_B
 
 
-def _on_gpus(centroids_Kd: NDArray[np.float32]) -> object:
+def _on_gpus(centroids_Kd: NDArray[np.float32]) -> Any:
     import faiss
 
     index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatL2(centroids_Kd.shape[1]))

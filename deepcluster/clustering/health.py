@@ -65,14 +65,14 @@ def health(
 
 
 def effective_rank(variance_d: NDArray[np.floating]) -> float:
-    """exp of the entropy of the shares of variance (Roy and Vetterli 2007): 1 for one direction, d for d equal ones.
+    """exp of the entropy of the shares of standard deviation: 1 for one direction, d for d equal ones.
 
-    0 if there is no variance.
+    Roy and Vetterli (2007), whose singular values are proportional to the standard deviations. 0 without variance.
     """
-    variance_d = np.clip(np.asarray(variance_d, np.float64), 0, None)
-    if not variance_d.any():
+    deviation_d = np.sqrt(np.clip(np.asarray(variance_d, np.float64), 0, None))
+    if not deviation_d.any():
         return 0.0
-    share_d = variance_d / variance_d.sum()
+    share_d = deviation_d / deviation_d.sum()
     share_d = share_d[share_d > 0]
     return float(np.exp(-np.sum(share_d * np.log(share_d))))
 

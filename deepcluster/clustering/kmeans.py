@@ -114,8 +114,14 @@ def kmeans(
     assert best is not None
     fill_empty_clusters(rows_Nd, best.centroids_Kd, best.labels_N, best.distances_N)
     sizes_K = np.bincount(best.labels_N, minlength=k).astype(np.int64)
-    distances_N = best.distances_N.astype(np.float32)
-    return Clustering(best.labels_N, distances_N, best.centroids_Kd, best.objective, sizes_K, best.trained_on)
+    return Clustering(
+        best.labels_N,
+        best.distances_N.astype(np.float32),
+        best.centroids_Kd,
+        best.objective,
+        sizes_K,
+        best.trained_on,
+    )
 
 
 def memory_needed(backend: KMeansBackend, count: int, components: int) -> float:
