@@ -67,7 +67,7 @@ class _Candidates:
         self._norms_K = np.einsum("kd,kd->k", centroids_Kd, centroids_Kd)
         self._doubled_dK = np.ascontiguousarray(-2 * centroids_Kd.T)
         self._longest = float(np.sqrt(self._norms_K.max(), dtype=np.float64))
-        self._index = _on_gpus(centroids_Kd) if gpu else None
+        self._index: Any = _on_gpus(centroids_Kd) if gpu else None
 
     def nearest(self, rows_Bd: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """Labels int32 [B], and bool [B]: whether no rounding can have made another centroid the nearest.
