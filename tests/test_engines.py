@@ -132,7 +132,7 @@ class TestAssignment:
     def always_quick(self, monkeypatch):
         monkeypatch.setattr(assignment, "_EXACT_FROM_START", 0)
         monkeypatch.setattr(assignment, "_TILE", 16)
-        monkeypatch.setattr(assignment, "_BLOCK_ROWS", 100)
+        monkeypatch.setattr(assignment, "_SCORES", 1600)
 
     def by_definition(self, rows_Nd, centroids_Kd):
         distances_NK = ((rows_Nd[:, None].astype(np.float64) - centroids_Kd.astype(np.float64)) ** 2).sum(axis=2)

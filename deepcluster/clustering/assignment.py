@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from deepcluster.blockwise import in_order, one_thread_a_product
 
 _BLOCK_BYTES = 4 << 20
-_BLOCK_ROWS = 256
-_TILE = 1024  # centroids at once: a block's scores stay in the processor's cache
+_SCORES = 1 << 18  # of a block at once: they stay in the processor's cache
+_TILE = 1024  # centroids at once
 _EXACT_FROM_START = 2e7  # multiplications below which two passes would not pay
 _UNIT = 2.0**-24  # rounding of float32
 
@@ -53,7 +53,7 @@ def assign(
         labels_N[rows] = labels_B
         distances_N[rows] = squared_distances(block_Bd, centroids_Kd[labels_B])
 
-    step = 1 << 16 if candidates is not None and gpu else _BLOCK_ROWS
+    step = 1 << 16 if candidates is not None and gpu else max(1, _SCORES // min(len(centroids_Kd), _TILE))
     with one_thread_a_product():
         for _ in in_order(work, _slices(count, step)):
             pass
