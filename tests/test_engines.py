@@ -5,11 +5,12 @@ import pytest
 from sklearn.cluster import KMeans, kmeans_plusplus
 from threadpoolctl import threadpool_limits
 
-from deepcluster import blockwise, memory
+from deepcluster import artifacts, blockwise, memory
+from deepcluster.artifacts import store as store_module
 from deepcluster.clustering import assignment
 from deepcluster.clustering.assignment import assign
 from deepcluster.clustering.kmeans import kmeans
-from deepcluster.errors import NumericsError, ResourceError
+from deepcluster.errors import ArtifactError, NumericsError, ResourceError
 from deepcluster.metrics import ari
 from deepcluster.reduction import moments as moments_module
 from deepcluster.reduction.moments import WIDE, moments
@@ -100,6 +101,31 @@ class TestOtherTypes:
                 fit(blocks_of(features), features.shape, backend=backend, components=5, seed=0)
         with pytest.raises(NumericsError, match=r"in row 400$"):
             list(reduce(blocks_of(features), 20, None, whiten=True, normalize=True))
+
+
+class TestFromAStore:
+    def test_blocks_are_whole_chunks_and_all_rows(self, tmp_path):
+        rows_ND = np.arange(5000 * 300, dtype=np.float32).reshape(5000, 300)
+        with artifacts.write_store(tmp_path / "a.zarr", "features", artifacts.Provenance(5000, "x")) as store:
+            store.array("features", rows_ND, ("sample", "feature"))
+        opened = artifacts.open_store(tmp_path / "a.zarr", "features", made_by="")
+        blocks = list(opened.blocks("features", 2000))
+        chunk = (1 << 20) // 1200
+        assert {len(block) % chunk for block in blocks[:-1]} == {0}
+        assert max(map(len, blocks)) <= 2000
+        np.testing.assert_array_equal(np.concatenate(blocks), rows_ND)
+
+    def test_a_shard_missing_in_the_middle_is_named_before_anything_is_read(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(store_module, "SHARD_BYTES", 1 << 20)
+        rows_ND = np.random.default_rng(0).normal(size=(5000, 300)).astype(np.float32)
+        with artifacts.write_store(tmp_path / "a.zarr", "features", artifacts.Provenance(5000, "x")) as store:
+            store.array("features", rows_ND, ("sample", "feature"))
+        opened = artifacts.open_store(tmp_path / "a.zarr", "features", made_by="")
+        shards = sorted(path for path in (tmp_path / "a.zarr/features/c").rglob("*") if path.is_file())
+        assert len(shards) == 6
+        shards[3].unlink()
+        with pytest.raises(ArtifactError, match=rf"^{shards[3]}: damaged \(missing, cut short or altered\)"):
+            next(opened.blocks("features", 100))
 
 
 class TestMemory:

@@ -128,3 +128,30 @@ def test_any_yaml_is_valid_or_a_params_error(load, tree):
         assert isinstance(load(text.getvalue()), Params)
     except ParamsError as error:
         assert str(error)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "cluster: {spherical: true, backend: sklearn}",
+            "cluster.spherical: needs cluster.backend faiss; got 'sklearn'",
+        ),
+        ("cluster: {collapse: {max_empty: 2.0}}", "cluster.collapse.max_empty: must be <= 1; got 2.0"),
+        (
+            "cluster: {collapse: {min_rank: 2.0}}",
+            "cluster.collapse.min_rank: unknown key; did you mean 'min_feature_rank'?",
+        ),
+        ("cluster: {points_per_centroid: 0}", "cluster.points_per_centroid: must be >= 1; got 0"),
+        (
+            "cluster: {init: kmeans++}",
+            "cluster.init: must be one of 'random' or 'k-means++'; did you mean 'k-means++'?",
+        ),
+    ],
+)
+def test_mistakes_in_the_settings_of_clustering(tmp_path, text, expected):
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(ParamsError) as caught:
+        load_params(path)
+    assert str(caught.value).startswith(f"{path}: {expected}")
