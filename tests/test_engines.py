@@ -268,6 +268,17 @@ class TestSettings:
         assert found.objective[-1] == pytest.approx(found.distances_N.sum(), rel=1e-5)
         assert found.objective[0] / found.objective[-1] < 1.5
 
+    @pytest.mark.parametrize("spherical", [False, True])
+    def test_the_objective_of_each_iteration_is_where_a_shorter_run_ends(self, spherical):
+        def objective(iterations):
+            settings = {"k": 8, "backend": "faiss", "spherical": spherical, "seed": 0}
+            return kmeans(self.rows_Nd, iterations=iterations, **settings).objective
+
+        longest = objective(5)
+        for iterations in (1, 2, 4):
+            assert longest[iterations - 1] == pytest.approx(objective(iterations)[-1], rel=1e-4)
+        assert longest[0] > 1.01 * longest[-1]
+
     def test_spherical_warm_start_takes_directions(self):
         start_Kd = self.rows_Nd[:4] * 100
         found = kmeans(self.rows_Nd, k=4, backend="faiss", spherical=True, initial_centroids_Kd=start_Kd, seed=0)

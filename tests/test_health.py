@@ -167,6 +167,24 @@ class TestSweep:
         assert outcome("sweep-k", "--epoch", "0", "--k", "2")[0] == 2
         assert not Path("data/sweeps").exists()
 
+    def test_stability_is_the_mean_over_all_pairs_and_the_rest_of_the_best_run(self):
+        from deepcluster.clustering.kmeans import Clustering
+        from deepcluster.evaluation.choosing_k import choices
+        from deepcluster.metrics import ari
+
+        labels = [np.array(text, np.int32) for text in ([0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 1, 2], [0, 1, 2, 0, 1, 2])]
+
+        def cluster(k, run):
+            distances_N = np.full(6, 1.0 + abs(run - 1), np.float32)  # run 1 is the best
+            sizes_K = np.bincount(labels[run], minlength=k)
+            return Clustering(labels[run], distances_N, np.zeros((k, 2)), distances_N.sum(keepdims=True), sizes_K, 6)
+
+        settings = {"silhouette_rows": 6, "seed": 0, "targets_N": labels[1]}
+        (found,) = choices(np.arange(12, dtype=np.float32).reshape(6, 2), [3], cluster=cluster, runs=3, **settings)
+        pairs = [ari(labels[0], labels[1]), ari(labels[0], labels[2]), ari(labels[1], labels[2])]
+        assert found.stability == pytest.approx(sum(pairs) / 3)
+        assert (found.objective, found.nmi, found.largest_share) == (6.0, pytest.approx(1), 0.5)
+
     def test_silhouette_and_stability_by_scikit_learn(self):
         from sklearn.metrics import silhouette_score
 

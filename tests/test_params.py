@@ -137,7 +137,7 @@ def test_any_yaml_is_valid_or_a_params_error(load, tree):
             "cluster: {spherical: true, backend: sklearn}",
             "cluster.spherical: needs cluster.backend faiss; got 'sklearn'",
         ),
-        ("cluster: {collapse: {max_empty: 2.0}}", "cluster.collapse.max_empty: must be <= 1; got 2.0"),
+        ("cluster: {collapse: {max_empty: 2.0}}", "cluster.collapse.max_empty: must be <= 1.0; got 2.0"),
         (
             "cluster: {collapse: {min_rank: 2.0}}",
             "cluster.collapse.min_rank: unknown key; did you mean 'min_feature_rank'?",
