@@ -129,15 +129,13 @@ class TestFromAStore:
 
 
 class TestMemory:
-    @pytest.mark.parametrize("backend", ["sklearn", "faiss"])
-    def test_what_does_not_fit_is_refused_before_anything_is_read(self, monkeypatch, backend):
-        monkeypatch.setattr(memory, "available_memory", lambda: 1.5e9)
-
+    @pytest.mark.parametrize(("backend", "needed"), [("sklearn", "1.79"), ("faiss", "1.45")])
+    def test_what_does_not_fit_is_refused_before_anything_is_read(self, monkeypatch, backend, needed):
         def blocks(_):
             raise AssertionError("read")
 
         expected = (
-            f"pca.backend {backend}: 60,000 x 4,096 features need about 1.39 GB of memory"
+            f"pca.backend {backend}: 60,000 x 4,096 features need about {needed} GB of memory"
             " and 1.00 GB are available; pca.backend streaming needs 0.44 GB whatever their number"
         )
         monkeypatch.setattr(memory, "available_memory", lambda: 1.0e9)
@@ -186,8 +184,9 @@ class TestAssignment:
         assert labels_N.max() < 40  # the copies at the end never win a tie
         assert (labels_N >= 20).any()
 
-    def test_huge_rows_are_decided_in_float64(self):
-        rows_Nd = (np.random.default_rng(0).normal(size=(50, 3)) * 1e25).astype(np.float32)
+    @pytest.mark.parametrize("scale", [1e25, 1e-20, 1e-22])
+    def test_huge_and_tiny_rows_are_decided_in_float64(self, scale):
+        rows_Nd = (np.random.default_rng(0).normal(size=(500, 3)) * scale).astype(np.float32)
         labels_N, _ = assign(rows_Nd, rows_Nd[:7], origin_d=np.zeros(3, np.float32))
         np.testing.assert_array_equal(labels_N, self.by_definition(rows_Nd, rows_Nd[:7])[0])
 

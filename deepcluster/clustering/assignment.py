@@ -19,7 +19,8 @@ _BLOCK_BYTES = 4 << 20
 _SCORES = 1 << 18  # of a block at once: they stay in the processor's cache
 _TILE = 1024  # centroids at once
 _EXACT_FROM_START = 2e7  # multiplications below which two passes would not pay
-_UNIT = 2.0**-24  # rounding of float32
+_GPU_ROWS = 1 << 16
+_UNIT, _TINY = 2.0**-24, 2.0**-126  # rounding of float32, and below which it loses digits
 
 
 def assign(
@@ -53,10 +54,13 @@ def assign(
         labels_N[rows] = labels_B
         distances_N[rows] = squared_distances(block_Bd, centroids_Kd[labels_B])
 
-    step = 1 << 16 if candidates is not None and gpu else max(1, _SCORES // min(len(centroids_Kd), _TILE))
     with one_thread_a_product():
-        for _ in in_order(work, _slices(count, step)):
-            pass
+        if candidates is not None and gpu:  # faiss's GPU indexes serve one thread
+            for rows in _slices(count, _GPU_ROWS):
+                work(rows)
+        else:
+            for _ in in_order(work, _slices(count, max(1, _SCORES // min(len(centroids_Kd), _TILE)))):
+                pass
     return labels_N, distances_N
 
 
@@ -73,12 +77,13 @@ class _Candidates:
         """Labels int32 [B], and bool [B]: whether no rounding can have made another centroid the nearest.
 
         The error of a float32 sum of d products is at most d x 2**-24 times the product of the norms (Higham 2002,
-        section 3.1); norms, conversion and the sum of the three terms add a few units.
+        section 3.1); norms, conversion and the sum of the three terms add a few units, and products too small for
+        float32 the absolute term.
         """
         with np.errstate(over="ignore", invalid="ignore"):
             labels_B, gap_B = self._two_nearest(rows_Bd) if self._index is None else self._two_nearest_gpu(rows_Bd)
             lengths_B = np.sqrt(np.einsum("bd,bd->b", rows_Bd, rows_Bd, dtype=np.float64))
-            bound_B = (rows_Bd.shape[1] + 8) * _UNIT * (lengths_B + self._longest) ** 2
+            bound_B = (rows_Bd.shape[1] + 8) * (_UNIT * (lengths_B + self._longest) ** 2 + _TINY)
             return labels_B, np.asarray(gap_B > 2 * bound_B)  # False for NaN, of rows too large for float32
 
     def _two_nearest(self, rows_Bd: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:

@@ -147,11 +147,13 @@ def transform(
 
 
 def memory_needed(backend: Backend, count: int, features: int) -> float:
-    """About how many bytes a fit takes at its peak: measured at D = 2,048 and 4,096 (docs/performance.md)."""
+    """About how many bytes a fit takes at its peak, rows included: from measurements at D = 2,048 and 4,096."""
     square, rows = 8.0 * features**2, 4.0 * count * features
     if backend == "streaming":
         return 1.3 * square + 4 * min(_FIT_BYTES, 4.0 * _BLOCK_ROWS * features, rows)
-    return rows + 3 * square if count >= features else 3 * rows + 16.0 * count**2
+    if count < features:
+        return 3 * rows + 21.0 * count**2
+    return rows + (6 if backend == "sklearn" else 3.5) * square
 
 
 def _reduced(
