@@ -20,7 +20,7 @@ from deepcluster.clustering.kmeans import kmeans
 from deepcluster.datasets.load import Dataset, load_dataset
 from deepcluster.features import extract_features
 from deepcluster.models.build import Backbone, build_backbone, build_head
-from deepcluster.params import Params, load_params
+from deepcluster.params import Params, flips, load_params
 from deepcluster.reduction.pca import fit_transform
 from deepcluster.sampling import uniform_over_clusters
 from deepcluster.seeding import derive_seed, numpy_generator, seed_torch, torch_generator
@@ -89,7 +89,7 @@ def _train(params: Params, images: Dataset, backbone: Backbone, optimizer: Any, 
         labels_N,
         indices=uniform_over_clusters(labels_N, size=size, rng=numpy_generator(params.seed, "sampler", epoch)),
         batch_size=settings.batch_size,
-        augmentation=Augmentation(**params.augment.model_dump()),
+        augmentation=Augmentation(**params.augment.model_dump() | {"flip": flips(params.augment, params.data.name)}),
         mean=images.mean,
         std=images.std,
         backbone_optimizer=optimizer,

@@ -38,6 +38,18 @@ class Augmentation:
     """Range of the magnification; above 1 the content grows."""
     shear: float = 0.0
     """Degrees of horizontal shear, drawn from -shear to +shear."""
+    vertical_flip: bool = False
+    """Upside down, for half of the images."""
+    brightness: float = 0.0
+    """Factor drawn from 1 - brightness to 1 + brightness; contrast and saturation likewise."""
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    """Turn of the colour circle, drawn from -hue to +hue, where 1 is a full turn."""
+    autocontrast: float = 0.0
+    """Share of the images whose darkest value becomes 0 and brightest 1, each channel on its own."""
+    equalize: float = 0.0
+    """Share of the images whose histogram is equalised, each channel on its own."""
     padding: Literal["zeros", "border", "reflection"] = "zeros"
     """Beyond the image: black, which suits digits and drawings; the edge repeated, or mirrored, for photos."""
 

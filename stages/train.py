@@ -24,6 +24,7 @@ def train(epoch: Epoch) -> None:
     from deepcluster.checkpoint import load_checkpoint, restore_optimizer, save_checkpoint
     from deepcluster.images import open_rows
     from deepcluster.models.build import build_head
+    from deepcluster.params import flips
     from deepcluster.progress import counted
     from deepcluster.sampling import uniform_over_clusters
     from deepcluster.seeding import numpy_generator, seed_torch, torch_generator
@@ -42,6 +43,7 @@ def train(epoch: Epoch) -> None:
         head = build_head(backbone.feature_dim, len(clusters.read("sizes"))).to(device())
         optimizer = build_optimizer(backbone.parameters(), _optimizer(settings.optimizer))
         restore_optimizer(optimizer, checkpoint)
+        flip = flips(params.augment, images.attributes["params"]["name"])
         size = max(2, round(settings.epoch_size * images.samples))
         steps = train_epoch(
             backbone,
@@ -50,7 +52,7 @@ def train(epoch: Epoch) -> None:
             labels_N,
             indices=uniform_over_clusters(labels_N, size=size, rng=numpy_generator(params.seed, "sampler", epoch)),
             batch_size=settings.batch_size,
-            augmentation=Augmentation(**params.augment.model_dump()),
+            augmentation=Augmentation(**params.augment.model_dump() | {"flip": flip}),
             mean=images.attributes["mean"],
             std=images.attributes["std"],
             backbone_optimizer=optimizer,

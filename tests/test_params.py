@@ -61,7 +61,8 @@ train: {epoch_size: .inf, optimizer: {mometum: 0.5}}
     assert mistakes(load, text) == [
         "epochs: must be a whole number; got '3'",
         "data.image_size: must be a whole number; got 'big'",
-        "model.arch: must be one of 'convnet', 'alexnet' or 'resnet18'; did you mean 'alexnet'?; got 'alexnett'",
+        "model.arch: must be one of 'convnet', 'feedforward', 'alexnet', 'vgg16', 'resnet18', 'resnet34', 'resnet50', "
+        "'resnet101' or 'resnet152'; did you mean 'alexnet'?; got 'alexnett'",
         "pca: must be a section with keys of its own; got 3",
         "cluster.k: must be >= 2; got 1",
         "train.epoch_size: must be finite; got inf",

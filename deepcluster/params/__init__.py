@@ -1,0 +1,20 @@
+"""params.yaml as frozen, typed sections."""
+
+from deepcluster.params.contradictions import flips
+from deepcluster.params.file import PARAMS_FILE, as_yaml, load_params
+from deepcluster.params.sections import Arch, Augment, Contrastive, DataName, Head, Optimizer, Params, Schedule
+
+__all__ = [
+    "PARAMS_FILE",
+    "Arch",
+    "Augment",
+    "Contrastive",
+    "DataName",
+    "Head",
+    "Optimizer",
+    "Params",
+    "Schedule",
+    "as_yaml",
+    "flips",
+    "load_params",
+]

@@ -1,0 +1,54 @@
+"""Mistakes between keys that are each valid, and defaults that follow from the data."""
+
+from collections.abc import Iterator
+
+from deepcluster.params.sections import Augment, DataName, Params
+
+GREY: tuple[DataName, ...] = ("digits", "mnist", "fashionmnist", "kmnist", "usps")
+NOT_MIRRORED: tuple[DataName, ...] = ("digits", "mnist", "kmnist", "usps", "gtsrb")  # characters and signs
+
+
+def flips(augment: Augment, data: DataName) -> bool:
+    """Whether images are mirrored left-right: as `augment.flip` says; if null, for data where that changes no class."""
+    return data not in NOT_MIRRORED if augment.flip is None else augment.flip
+
+
+def contradictions(params: Params) -> Iterator[str]:
+    """What is wrong between keys that are each valid."""
+    cluster, head, schedule = params.cluster, params.train.head, params.train.schedule
+    if cluster.spherical and cluster.backend != "faiss":
+        yield f"cluster.spherical: needs cluster.backend faiss; got {cluster.backend!r}"
+    if cluster.spherical and cluster.method == "pic":
+        yield "cluster.spherical: is for cluster.method kmeans; got 'pic'"
+    if not head.reset and cluster.method == "pic":
+        yield "train.head.reset: false needs cluster.method kmeans, as pic finds another number of clusters each epoch"
+    elif not head.reset and not cluster.match_labels:
+        yield "train.head.reset: false needs cluster.match_labels: true, since cluster numbers permute between epochs"
+    if schedule.name == "cosine" and schedule.epochs is None:
+        yield "train.schedule.epochs: must be given for a cosine schedule, usually the same as epochs; got null"
+    if schedule.epochs is not None and schedule.warmup >= schedule.epochs:
+        yield f"train.schedule.warmup: must be < train.schedule.epochs = {schedule.epochs}; got {schedule.warmup:g}"
+    if params.train.contrastive.strategy == "two_views" and not _views_differ(params):
+        yield (
+            "train.contrastive.strategy: two_views needs an augmentation that is random, since both views of an image "
+            "are identical without one; switch on augment.crop, rotation, translate or another"
+        )
+
+
+def _views_differ(params: Params) -> bool:
+    augment = params.augment
+    strengths = (augment.rotation, augment.translate, augment.shear, augment.brightness, augment.contrast)
+    coloured = (augment.saturation, augment.hue) if _coloured(params) else ()
+    chances = (augment.autocontrast, augment.equalize)
+    return (
+        augment.crop
+        or flips(augment, params.data.name)
+        or augment.vertical_flip
+        or augment.zoom[0] < augment.zoom[1]
+        or any(strength > 0 for strength in (*strengths, *coloured))
+        or any(0 < chance < 1 for chance in chances)
+    )
+
+
+def _coloured(params: Params) -> bool:
+    return params.data.name not in GREY and not params.data.grayscale

@@ -1,0 +1,229 @@
+"""The sections of params.yaml, frozen and typed; what each key means stands in params.yaml itself."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+Arch = Literal[
+    "convnet", "feedforward", "alexnet", "vgg16", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"
+]
+DataName = Literal[
+    "digits", "mnist", "fashionmnist", "kmnist", "usps", "cifar10", "stl10", "gtsrb", "tinyimagenet", "folder"
+]
+Precision = Literal["fp32", "bf16"]
+
+
+def _sequence_to_tuple(value: Any) -> Any:
+    """YAML has lists only; a frozen section holds tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < bounds[0] <= bounds[1]:
+        raise ValueError("must be [low, high] with 0 < low <= high")
+    return bounds
+
+
+def _at_most_one(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[1] > 1:
+        raise ValueError("must not exceed 1, the image's whole area")
+    return bounds
+
+
+def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    if "" in names or len(set(names)) < len(names):
+        raise ValueError("must be a list of different names")
+    return names
+
+
+Range = Annotated[tuple[float, float], BeforeValidator(_sequence_to_tuple), AfterValidator(_ascending)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_sequence_to_tuple), AfterValidator(_each_once)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, no coercion ("1" is not a number), no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    """Which images: see `deepcluster.datasets`."""
+
+    name: DataName = "digits"
+    root: str = "data/raw"
+    split: str = "train"
+    image_size: Annotated[int, Field(ge=8, le=1024)] | None = None
+    grayscale: bool = False
+    max_unreadable: Fraction = 0.0
+
+
+class Model(Section):
+    """The backbone and its fixed front end: see `deepcluster.models`."""
+
+    arch: Arch = "convnet"
+    sobel: bool = False
+    grayscale: bool = False
+    weights: str | None = None
+
+
+class Extract(Section):
+    """Backbone + images -> features: see `deepcluster.features`."""
+
+    batch_size: Count = 512
+    precision: Precision = "fp32"
+    compile: bool = False
+
+
+class Pca(Section):
+    """Features -> reduced features: see `deepcluster.reduction`."""
+
+    enabled: bool = True
+    backend: Literal["streaming", "sklearn", "faiss"] = "streaming"
+    components: Count = 64
+    whiten: bool = True
+    normalize: bool = True
+
+
+class Collapse(Section):
+    """Beyond which a clustering counts as collapsed: see `deepcluster.clustering.health`.
+
+    min_effective_k, max_empty: shares of k. max_largest_share: of the images (and 1/k of the rest).
+    min_feature_rank: directions that features vary along. max_drift: 1 - NMI with the epoch before; 1 allows any.
+    """
+
+    min_effective_k: Share = 0.2
+    max_largest_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    max_empty: Share = 0.5
+    min_feature_rank: NonNegative = 1.05
+    max_drift: Share = 1.0
+
+
+class Pic(Section):
+    """Power-iteration clustering, `cluster.method: pic`: see `deepcluster.clustering.pic`."""
+
+    neighbours: Count = 5
+    sigma: Positive = 0.2
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.001
+
+
+class Cluster(Section):
+    """Reduced features -> pseudo-labels: see `deepcluster.clustering`."""
+
+    method: Literal["kmeans", "pic"] = "kmeans"
+    backend: Literal["faiss", "sklearn", "minibatch"] = "faiss"
+    k: Annotated[int, Field(ge=2)] = 10
+    iterations: Count = 20
+    restarts: Count = 1
+    init: Literal["random", "k-means++"] = "random"
+    spherical: bool = False
+    points_per_centroid: Count | None = None
+    warm_start: bool = False
+    match_labels: bool = False
+    pic: Pic = Field(default_factory=Pic)
+    fail_on_collapse: bool = True
+    collapse: Collapse = Field(default_factory=Collapse)
+
+
+class Optimizer(Section):
+    """One optimizer: of the backbone (`train.optimizer`) or, with momentum 0 by default, of the head (`train.head`)."""
+
+    name: Literal["sgd", "adam"] = "sgd"
+    lr: Positive = 0.05
+    momentum: Fraction = 0.9
+    weight_decay: NonNegative = 1e-5
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+
+
+class Head(Optimizer):
+    """The head and its own optimizer; both fresh each epoch, and without momentum, as in the paper's code."""
+
+    momentum: Fraction = 0.0
+    reset: bool = True
+    carry_optimizer: bool = False
+
+
+class Schedule(Section):
+    """How both learning rates change: see `deepcluster.schedules`. Lengths are in epochs."""
+
+    name: Literal["constant", "step", "cosine"] = "constant"
+    warmup: NonNegative = 0.0
+    every: Count = 30
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    epochs: Count | None = None
+    floor: Fraction = 0.0
+
+
+class Contrastive(Section):
+    """A second loss, on the features: see `deepcluster.contrastive`."""
+
+    strategy: Literal["none", "pseudo_labels", "two_views"] = "none"
+    weight: NonNegative = 1.0
+    label_weight: NonNegative = 1.0
+    temperature: Positive = 0.5
+    margin: Positive = 1.0
+    projection: Count | None = None
+
+
+class Train(Section):
+    """One epoch on the pseudo-labels: see `deepcluster.training`."""
+
+    batch_size: Annotated[int, Field(ge=2)] = 256
+    epoch_size: Positive = 1.0
+    loss: Literal["cross_entropy", "mse", "l1", "l2"] = "cross_entropy"
+    contrastive: Contrastive = Field(default_factory=Contrastive)
+    clip_norm: Positive | None = None
+    freeze: Names = ()
+    schedule: Schedule = Field(default_factory=Schedule)
+    precision: Precision = "fp32"
+    compile: bool = False
+    optimizer: Optimizer = Field(default_factory=Optimizer)
+    head: Head = Field(default_factory=Head)
+
+
+class Augment(Section):
+    """Random transforms of the training images, drawn per image: see `deepcluster.augment`."""
+
+    crop: bool = True
+    crop_scale: Annotated[Range, AfterValidator(_at_most_one)] = (0.2, 1.0)
+    crop_ratio: Range = (0.75, 4 / 3)
+    flip: bool | None = None
+    vertical_flip: bool = False
+    rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
+    translate: Fraction = 0.0
+    zoom: Range = (1.0, 1.0)
+    shear: Annotated[float, Field(ge=0, lt=90)] = 0.0
+    brightness: Share = 0.0
+    contrast: Share = 0.0
+    saturation: Share = 0.0
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    autocontrast: Share = 0.0
+    equalize: Share = 0.0
+
+
+class Evaluate(Section):
+    """What is reported of the last backbone: see `deepcluster.evaluation`."""
+
+    k: Annotated[int, Field(ge=2)] | None = None
+    restarts: Count = 10
+    gallery: Annotated[int, Field(ge=1, le=100)] = 10
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
+    epochs: Count = 10
+    data: Data = Field(default_factory=Data)
+    model: Model = Field(default_factory=Model)
+    extract: Extract = Field(default_factory=Extract)
+    pca: Pca = Field(default_factory=Pca)
+    cluster: Cluster = Field(default_factory=Cluster)
+    train: Train = Field(default_factory=Train)
+    augment: Augment = Field(default_factory=Augment)
+    evaluate: Evaluate = Field(default_factory=Evaluate)
