@@ -19,7 +19,8 @@ from deepcluster.augment import Augmentation
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.datasets.load import Dataset, load_dataset
 from deepcluster.features import extract_features
-from deepcluster.models.build import Backbone, build_backbone, build_head
+from deepcluster.models.build import Backbone, build_backbone
+from deepcluster.models.heads import build_heads
 from deepcluster.params import Params, flips, load_params
 from deepcluster.reduction.pca import fit_transform
 from deepcluster.sampling import uniform_over_clusters
@@ -80,11 +81,11 @@ def _labels(params: Params, images: Dataset, backbone: Backbone, epoch: int) -> 
 def _train(params: Params, images: Dataset, backbone: Backbone, optimizer: Any, labels_N: Any, epoch: int) -> None:
     settings = params.train
     seed_torch(params.seed, "head", epoch)
-    head = build_head(backbone.feature_dim, params.cluster.k)
+    heads = build_heads(backbone.feature_dim, params.cluster.k)
     size = max(2, round(settings.epoch_size * len(labels_N)))
     steps = train_epoch(
         backbone,
-        head,
+        heads,
         images.images_NCHW,
         labels_N,
         indices=uniform_over_clusters(labels_N, size=size, rng=numpy_generator(params.seed, "sampler", epoch)),
@@ -92,12 +93,10 @@ def _train(params: Params, images: Dataset, backbone: Backbone, optimizer: Any, 
         augmentation=Augmentation(**params.augment.model_dump() | {"flip": flips(params.augment, params.data.name)}),
         mean=images.mean,
         std=images.std,
-        backbone_optimizer=optimizer,
-        head_optimizer=build_optimizer(head.parameters(), _settings(settings.head)),
+        optimizers=[optimizer, build_optimizer(heads.parameters(), _settings(settings.head))],
         generator=torch_generator(params.seed, "augment", epoch),
         device=CPU,
         precision=settings.precision,
-        loss=settings.loss,
     )
     for _ in steps:
         pass

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from benchmarks.data import noise
 from deepcluster.augment import Augmentation
 from deepcluster.features import extract_features
-from deepcluster.models.build import Arch, Precision, autocast, build_backbone, build_head
+from deepcluster.models.build import Arch, Precision, autocast, build_backbone
+from deepcluster.models.heads import build_heads
 from deepcluster.training import OptimizerSettings, build_optimizer, train_epoch
 
 CPU = torch.device("cpu")
@@ -34,15 +35,15 @@ class Case:
     batch_size: int
     precision: Precision
     backbone: Any = field(init=False)
-    head: Any = field(init=False)
+    heads: Any = field(init=False)
 
     def __post_init__(self) -> None:
         torch.manual_seed(0)
         _, channels, size, _ = self.images.shape
         self.backbone = build_backbone(self.arch, channels=channels, image_size=size, sobel=False, grayscale=False)
         self.backbone.to(memory_format=torch.channels_last)
-        self.head = build_head(self.backbone.feature_dim, CLUSTERS)
-        self.optimizers = [build_optimizer(module.parameters(), SGD) for module in (self.backbone, self.head)]
+        self.heads = build_heads(self.backbone.feature_dim, CLUSTERS)
+        self.optimizers = [build_optimizer(module.parameters(), SGD) for module in (self.backbone, self.heads)]
         self.labels = np.random.default_rng(0).integers(CLUSTERS, size=len(self.images)).astype(np.int32)
         self.inputs = torch.randn(self.batch_size, channels, size, size).to(memory_format=torch.channels_last)
         self.targets = torch.randint(CLUSTERS, (self.batch_size,))
@@ -76,7 +77,7 @@ class Case:
         mean, std = self._statistics()
         steps = train_epoch(
             self.backbone,
-            self.head,
+            self.heads,
             self.images,
             self.labels,
             indices=np.random.default_rng(1).permutation(len(self.images)),
@@ -84,12 +85,10 @@ class Case:
             augmentation=PHOTOS if self.images.shape[2] > 64 else DIGITS,
             mean=mean,
             std=std,
-            backbone_optimizer=self.optimizers[0],
-            head_optimizer=self.optimizers[1],
+            optimizers=self.optimizers,
             generator=torch.Generator().manual_seed(1),
             device=CPU,
             precision=self.precision,
-            loss="cross_entropy",
         )
         return sum(step.images for step in steps)
 
@@ -97,8 +96,8 @@ class Case:
         self.backbone.train()
         for _ in range(self.batches):
             with autocast(CPU, self.precision):
-                logits = self.head(self.backbone.head_activation(self.backbone(self.inputs)))
-            loss = F.cross_entropy(logits.float(), self.targets)
+                logits, _ = self.heads(self.backbone(self.inputs), self.backbone.head_activation)
+            loss = F.cross_entropy(logits, self.targets)
             for optimizer in self.optimizers:
                 optimizer.zero_grad(set_to_none=True)
             loss.backward()

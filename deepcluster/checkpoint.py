@@ -1,4 +1,4 @@
-"""Backbone and optimizer to and from a checkpoint's arrays. Heads are new each epoch and are not kept."""
+"""Backbone, heads and optimizers to and from a checkpoint's arrays."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,9 @@ from torch import nn
 from deepcluster import artifacts
 from deepcluster.errors import ArtifactError
 from deepcluster.models.build import Arch, Backbone, build_backbone
+from deepcluster.models.heads import Heads, load_heads
+
+WEIGHTS, OPTIMIZER = "weights.", "optimizer."  # in heads.safetensors
 
 
 @dataclass(frozen=True)
@@ -30,13 +33,26 @@ class BackboneDescription:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A backbone with its weights, and the state that its optimizer had (empty before training)."""
+class OptimizerState:
+    """Tensors by "parameter index.name", and the name of the class that they are of."""
 
+    tensors: dict[str, artifacts.Array]
+    name: str | None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A backbone with its weights, what was kept of the heads, and the states of both optimizers.
+
+    Optimizer states are empty before training and where nothing was kept; so are `heads` (weights by name).
+    """
+
+    path: Path
     description: BackboneDescription
     backbone: Backbone
-    optimizer: dict[str, artifacts.Array]
-    optimizer_name: str | None
+    optimizer: OptimizerState
+    heads: dict[str, artifacts.Array]
+    head_optimizer: OptimizerState
 
 
 def save_checkpoint(
@@ -45,16 +61,22 @@ def save_checkpoint(
     backbone: Backbone,
     provenance: artifacts.Provenance,
     optimizer: torch.optim.Optimizer | None = None,
+    kept: dict[str, torch.Tensor] | None = None,
+    head_optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
-    """Publish a checkpoint folder; see `artifacts.write_checkpoint`."""
+    """Publish a checkpoint folder; see `artifacts.write_checkpoint`. `kept`: the heads' weights to go on with."""
+    weights = {f"{WEIGHTS}{name}": array for name, array in _arrays(kept or {}).items()}
+    state = {f"{OPTIMIZER}{name}": array for name, array in _arrays(_optimizer_tensors(head_optimizer)).items()}
     files = artifacts.CheckpointFiles(
         weights=_arrays(backbone.state_dict()),
-        optimizer=_arrays(_optimizer_tensors(optimizer)) if optimizer else {},
+        optimizer=_arrays(_optimizer_tensors(optimizer)),
+        heads=weights | state,
         description={
             "backbone": vars(description),
             "feature_dim": backbone.feature_dim,
             "optimizer": type(optimizer).__name__ if optimizer else None,
-        },
+        }
+        | ({"head_optimizer": type(head_optimizer).__name__} if head_optimizer else {}),
     )
     artifacts.write_checkpoint(target, files, provenance)
 
@@ -68,7 +90,14 @@ def load_checkpoint(path: Path, *, made_by: str, ids: str | None, epoch: int) ->
     except (KeyError, TypeError) as error:
         raise artifacts.damaged(path, f"description: {error}") from error
     load_weights(backbone, files.weights, path)
-    return Checkpoint(description, backbone, files.optimizer, files.description.get("optimizer"))
+    return Checkpoint(
+        path,
+        description,
+        backbone,
+        OptimizerState(files.optimizer, files.description.get("optimizer")),
+        _named(files.heads, WEIGHTS),
+        OptimizerState(_named(files.heads, OPTIMIZER), files.description.get("head_optimizer")),
+    )
 
 
 def load_weights(backbone: nn.Module, weights: dict[str, artifacts.Array], source: Path) -> None:
@@ -85,22 +114,48 @@ def load_weights(backbone: nn.Module, weights: dict[str, artifacts.Array], sourc
     backbone.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()})
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: OptimizerState) -> None:
     """Give the optimizer the state (momentum, moments) of the epoch before, unless it is of another kind or the first.
 
     Settings such as the learning rate are the optimizer's own.
     """
-    if checkpoint.optimizer_name != type(optimizer).__name__:
+    if saved.name != type(optimizer).__name__:
         return
     state: dict[int, dict[str, Any]] = {}
-    for name, array in checkpoint.optimizer.items():
+    for name, array in saved.tensors.items():
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = torch.from_numpy(array.copy())
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def kept_weights(heads: Heads, *, classifier: bool) -> dict[str, torch.Tensor]:
+    """What the next epoch goes on with: the projection, if there is one, and the classifier if asked for."""
+    return {name: tensor for name, tensor in heads.state_dict().items() if classifier or name.startswith("projection.")}
+
+
+def restore_heads(heads: Heads, checkpoint: Checkpoint, *, classifier: bool) -> None:
+    """Load what `kept_weights` gave the epoch before. ArtifactError if it is not there, or was for other heads."""
+    expected = kept_weights(heads, classifier=classifier)
+    missing = sorted(expected.keys() - checkpoint.heads.keys())
+    if missing:
+        raise ArtifactError(
+            f"{checkpoint.path}: holds no {missing[0]}, which train.head.reset and train.contrastive.projection go on "
+            "with; make it with the same settings (`dvc repro` does)"
+        )
+    weights = {name: torch.from_numpy(checkpoint.heads[name].copy()) for name in expected}
+    if wrong := load_heads(heads, weights):
+        shapes = f"{tuple(expected[wrong[0]].shape)}, got {checkpoint.heads[wrong[0]].shape}"
+        raise ArtifactError(f"{checkpoint.path}: heads of other settings: {wrong[0]}: expected {shapes}")
+
+
+def _named(arrays: dict[str, artifacts.Array], prefix: str) -> dict[str, artifacts.Array]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
     """Tensors by `parameter index.name`."""
+    if optimizer is None:
+        return {}
     state: dict[int, dict[str, torch.Tensor | None]] = optimizer.state_dict()["state"]
     return {
         f"{index}.{key}": value

@@ -4,7 +4,7 @@ Shapes: N images of the data set, B images of a batch, C channels, H height, W w
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,10 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deepcluster.augment import Augmentation, augment, normalise, to_float
-from deepcluster.errors import NumericsError
-from deepcluster.losses import Loss, pseudo_label_loss
+from deepcluster.contrastive import Objective, Terms
+from deepcluster.errors import NumericsError, UserError
 from deepcluster.models.build import Backbone, Precision, autocast, compiled
+from deepcluster.models.heads import Heads
 from deepcluster.transfer import to_device
+
+ON_PSEUDO_LABELS = Objective()
+PARTS_NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,19 @@ class OptimizerSettings:
 
 @dataclass
 class StepResult:
-    """One optimizer step: the batch's mean loss, its share of pseudo-labels predicted, its number of images."""
+    """One optimizer step: what was measured on the batch before it, and the backbone's learning rate.
+
+    loss: what was trained on; pseudo_label_loss and contrastive_loss (None without a strategy): its terms, unweighted.
+    accuracy: the share of pseudo-labels predicted, over all views. images: each counted once, whatever its views.
+    """
 
     step: int
+    images: int
     loss: float
     accuracy: float
-    images: int
+    pseudo_label_loss: float
+    contrastive_loss: float | None
+    lr: float
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
@@ -67,9 +78,22 @@ def build_optimizer(parameters: Iterable[nn.Parameter], settings: OptimizerSetti
             assert_never(settings.name)
 
 
+def freeze(backbone: nn.Module, parts: Sequence[str]) -> None:
+    """Exclude parts, named as in the state dict ("body.conv1", or one weight), from training.
+
+    UserError for a name that fits no weight.
+    """
+    for part in parts:
+        named = [weight for name, weight in backbone.named_parameters() if f"{name}.".startswith(f"{part}.")]
+        if not named:
+            raise UserError(f"train.freeze: no part {part!r} in this backbone; it has {_parts(backbone)}")
+        for weight in named:
+            weight.requires_grad_(False)
+
+
 def train_epoch(
     backbone: Backbone,
-    head: nn.Linear,
+    heads: Heads,
     images: NDArray[np.uint8],
     labels_N: NDArray[np.int32],
     *,
@@ -78,38 +102,48 @@ def train_epoch(
     augmentation: Augmentation,
     mean: Sequence[float],
     std: Sequence[float],
-    backbone_optimizer: torch.optim.Optimizer,
-    head_optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     generator: torch.Generator,
     device: torch.device,
-    precision: Precision,
-    loss: Loss,
+    precision: Precision = "fp32",
+    objective: Objective = ON_PSEUDO_LABELS,
+    lr_factor: Callable[[int, int], float] = lambda step, steps: 1.0,
+    clip_norm: float | None = None,
     compile: bool = False,
 ) -> Iterator[StepResult]:
-    """Trains backbone and head in place on images[indices], in that order; yields after each step, counted from 1.
+    """Trains backbone and heads in place on images[indices], in that order; yields after each step, counted from 1.
 
-    `images` is uint8 [N, C, H, W], `generator` a CPU one: augmentation and dropout depend on it alone. Weights and
-    their optimizer's state are left in channels_last memory format. `compile`: see `models.build.compiled`.
+    `images` is uint8 [N, C, H, W], `generator` a CPU one: augmentation and dropout depend on it alone. The views of an
+    image are augmented from its pixels, then normalised once. `lr_factor(step, steps)` times its own learning rate is
+    what each optimizer takes; the first one's is reported. `clip_norm`: largest norm of all gradients together. Weights
+    and their optimizers' state are left in channels_last memory format. `compile`: see `models.build.compiled`.
     NumericsError when a loss is not finite, before that step changes any weight.
     """
     backbone.to(device).to(memory_format=torch.channels_last).train()
-    head.to(device).train()
-    _lay_out_as_weights(backbone_optimizer)
+    heads.to(device).train()
+    _keep_frozen_still(backbone)
+    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    for optimizer in optimizers:
+        _lay_out_as_weights(optimizer)
     forward = compiled(backbone, compile)
-    uploads = uploaded(images, labels_N, batches(indices, batch_size), device)
-    for step, (images_BCHW, labels_B) in enumerate(uploads, start=1):
-        inputs = normalise(augment(to_float(images_BCHW), augmentation, generator), mean, std)
+    cut = batches(indices, batch_size)
+    for step, (images_BCHW, labels_B) in enumerate(uploaded(images, labels_N, cut, device), start=1):
+        pixels = to_float(images_BCHW)
+        views = [augment(pixels, augmentation, generator) for _ in range(objective.views)]
+        inputs = normalise(views[0] if len(views) == 1 else torch.cat(views), mean, std)
         with _dropout_from(generator, device), autocast(device, precision):
             features_BD = forward(inputs.contiguous(memory_format=torch.channels_last))
-            logits_BK = head(backbone.head_activation(features_BD)).float()
-            batch_loss = pseudo_label_loss(loss, logits_BK, labels_B)
-        value, correct = _numbers(batch_loss, logits_BK, labels_B)
-        if not math.isfinite(value):
+            logits_BK, projected_BP = heads(features_BD, backbone.head_activation)
+        terms = objective.terms(logits_BK, projected_BP, labels_B)
+        measured = _measured(terms, logits_BK, labels_B.repeat(objective.views))
+        if not math.isfinite(measured[0]):
             raise NumericsError(
-                f"loss is {value} at step {step}: lower train.optimizer.lr or set train.precision to fp32"
+                f"loss is {measured[0]} at step {step}: lower train.optimizer.lr or set train.precision to fp32"
             )
-        _update(batch_loss, backbone_optimizer, head_optimizer)
-        yield StepResult(step=step, loss=value, accuracy=correct / len(labels_B), images=len(labels_B))
+        _set_rates(optimizers, rates, lr_factor(step, len(cut)))
+        lr = optimizers[0].param_groups[0]["lr"]
+        _update(terms.total, optimizers, clip_norm)
+        yield StepResult(step, len(labels_B), *measured, lr)
 
 
 def uploaded(
@@ -165,16 +199,48 @@ def _dropout_from(generator: torch.Generator, device: torch.device) -> Iterator[
         yield
 
 
-def _numbers(batch_loss: Tensor, logits_BK: Tensor, labels_B: Tensor) -> tuple[float, int]:
-    """Loss and number of correct predictions, brought from the device in one transfer."""
-    correct = (logits_BK.detach().argmax(dim=1) == labels_B).sum()
-    value, count = torch.stack([batch_loss.detach().double(), correct.double()]).tolist()
-    return value, int(count)
+def _parts(backbone: nn.Module) -> str:
+    """Names that `freeze` takes, the largest parts first."""
+    names = {part for name, _ in backbone.named_parameters() for part in _prefixes(name.rpartition(".")[0])}
+    shown = sorted(names, key=lambda name: (name.count("."), name))
+    return ", ".join(shown[:PARTS_NAMED]) + (" and more" if len(shown) > PARTS_NAMED else "")
 
 
-def _update(batch_loss: Tensor, *optimizers: torch.optim.Optimizer) -> None:
+def _prefixes(name: str) -> list[str]:
+    """["a", "a.b"] of "a.b"."""
+    parts = name.split(".")
+    return [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
+
+
+def _keep_frozen_still(backbone: nn.Module) -> None:
+    """Modules of which no weight is trained run as in evaluation: else batch norm's statistics would go on moving."""
+    for module in backbone.modules():
+        own = list(module.parameters(recurse=False))
+        if own and not any(weight.requires_grad for weight in own):
+            module.eval()
+
+
+def _measured(terms: Terms, logits_BK: Tensor, labels_B: Tensor) -> tuple[float, float, float, float | None]:
+    """Loss, accuracy, pseudo-label and contrastive loss, brought from the device in one transfer."""
+    accuracy = (logits_BK.detach().argmax(dim=1) == labels_B).double().mean()
+    contrastive = terms.pseudo_label.new_zeros(()) if terms.contrastive is None else terms.contrastive
+    numbers = [terms.total, accuracy, terms.pseudo_label, contrastive]
+    loss, share, labelled, contrasted = torch.stack([number.detach().double() for number in numbers]).tolist()
+    return loss, share, labelled, None if terms.contrastive is None else contrasted
+
+
+def _set_rates(optimizers: Sequence[torch.optim.Optimizer], rates: Sequence[Sequence[float]], factor: float) -> None:
+    for optimizer, own in zip(optimizers, rates, strict=True):
+        for group, rate in zip(optimizer.param_groups, own, strict=True):
+            group["lr"] = rate * factor
+
+
+def _update(loss: Tensor, optimizers: Sequence[torch.optim.Optimizer], clip_norm: float | None) -> None:
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
-    batch_loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()  # type: ignore[no-untyped-call]
+    if clip_norm is not None:
+        weights = [weight for optimizer in optimizers for group in optimizer.param_groups for weight in group["params"]]
+        nn.utils.clip_grad_norm_(weights, clip_norm)
     for optimizer in optimizers:
         optimizer.step()

@@ -8,27 +8,33 @@ from typing import TYPE_CHECKING
 from stages.common import Epoch, device, main, open_images, stage
 
 if TYPE_CHECKING:
-    from deepcluster.params import Optimizer
+    from deepcluster.checkpoint import Checkpoint
+    from deepcluster.models.heads import Heads
+    from deepcluster.params import Optimizer, Params
     from deepcluster.training import OptimizerSettings, StepResult
 
 
 def train(epoch: Epoch) -> None:
-    """Train the backbone for one epoch to predict the pseudo-labels, under a new head.
+    """Train the backbone for one epoch to predict the pseudo-labels, under a new head unless the params keep it.
 
     Reads data/dataset/images.zarr, data/epochs/E-1/checkpoint, data/history/E/clusters.zarr and params.yaml's sections
     `train` and `augment`. Writes data/epochs/E/checkpoint, data/history/E/train.json (means of the epoch) and
     data/history/E/steps.csv (a row a step).
     """
+    from functools import partial
+
     from deepcluster import artifacts, layout
     from deepcluster.augment import Augmentation
-    from deepcluster.checkpoint import load_checkpoint, restore_optimizer, save_checkpoint
+    from deepcluster.checkpoint import kept_weights, load_checkpoint, restore_optimizer, save_checkpoint
+    from deepcluster.contrastive import Objective
     from deepcluster.images import open_rows
-    from deepcluster.models.build import build_head
+    from deepcluster.models.heads import trainable
     from deepcluster.params import flips
     from deepcluster.progress import counted
     from deepcluster.sampling import uniform_over_clusters
-    from deepcluster.seeding import numpy_generator, seed_torch, torch_generator
-    from deepcluster.training import build_optimizer, train_epoch
+    from deepcluster.schedules import LearningRate
+    from deepcluster.seeding import numpy_generator, torch_generator
+    from deepcluster.training import build_optimizer, freeze, train_epoch
 
     with stage("train", epoch) as params:
         images, settings, before = open_images(), params.train, epoch - 1
@@ -39,15 +45,20 @@ def train(epoch: Epoch) -> None:
         )
         labels_N = clusters.read("labels")
         backbone = checkpoint.backbone.to(device())
-        seed_torch(params.seed, "head", epoch)
-        head = build_head(backbone.feature_dim, len(clusters.read("sizes"))).to(device())
-        optimizer = build_optimizer(backbone.parameters(), _optimizer(settings.optimizer))
-        restore_optimizer(optimizer, checkpoint)
+        freeze(backbone, settings.freeze)
+        optimizer = None
+        if weights := trainable(backbone):
+            optimizer = build_optimizer(weights, _optimizer(settings.optimizer))
+            restore_optimizer(optimizer, checkpoint.optimizer)
+        heads = _heads(params, checkpoint, epoch, len(clusters.read("sizes"))).to(device())
+        head_optimizer = build_optimizer(heads.parameters(), _optimizer(settings.head))
+        if settings.head.carry_optimizer:
+            restore_optimizer(head_optimizer, checkpoint.head_optimizer)
         flip = flips(params.augment, images.attributes["params"]["name"])
         size = max(2, round(settings.epoch_size * images.samples))
         steps = train_epoch(
             backbone,
-            head,
+            heads,
             open_rows(images),
             labels_N,
             indices=uniform_over_clusters(labels_N, size=size, rng=numpy_generator(params.seed, "sampler", epoch)),
@@ -55,22 +66,45 @@ def train(epoch: Epoch) -> None:
             augmentation=Augmentation(**params.augment.model_dump() | {"flip": flip}),
             mean=images.attributes["mean"],
             std=images.attributes["std"],
-            backbone_optimizer=optimizer,
-            head_optimizer=build_optimizer(head.parameters(), _optimizer(settings.head)),
+            optimizers=[optimizer, head_optimizer] if optimizer else [head_optimizer],
             generator=torch_generator(params.seed, "augment", epoch),
             device=device(),
             precision=settings.precision,
+            objective=Objective(settings.loss, **settings.contrastive.model_dump(exclude={"projection"})),
+            lr_factor=partial(LearningRate(**settings.schedule.model_dump()).in_step, epoch),
+            clip_norm=settings.clip_norm,
             compile=settings.compile,
-            loss=settings.loss,
         )
         results = list(counted(steps, f"train@{epoch}", size, "images", lambda step: step.images))
         used = {"train": settings.model_dump(), "augment": params.augment.model_dump()}
         provenance = artifacts.Provenance(images.samples, images.ids, epoch, params.seed, used)
-        save_checkpoint(layout.checkpoint(epoch), checkpoint.description, backbone, provenance, optimizer)
+        save_checkpoint(
+            layout.checkpoint(epoch),
+            checkpoint.description,
+            backbone,
+            provenance,
+            optimizer,
+            kept=kept_weights(heads, classifier=not settings.head.reset),
+            head_optimizer=head_optimizer if settings.head.carry_optimizer else None,
+        )
         artifacts.write_text(layout.train_steps(epoch), _steps_csv(results))
         summary = _summary(epoch, results)
         artifacts.write_text(layout.train_summary(epoch), json.dumps(summary, indent=2) + "\n")
-        print(f"train@{epoch}: loss {summary['loss']:.4f}, pseudo-label accuracy {summary['accuracy']:.3f}")
+        print(f"train@{epoch}: {_described(summary)}")
+
+
+def _heads(params: "Params", checkpoint: "Checkpoint", epoch: int, k: int) -> "Heads":
+    """Fresh heads, or from epoch 2 on with what the epoch before left of them."""
+    from deepcluster.checkpoint import restore_heads
+    from deepcluster.models.heads import build_heads
+    from deepcluster.seeding import seed_torch
+
+    settings = params.train
+    seed_torch(params.seed, "head", epoch)
+    heads = build_heads(checkpoint.backbone.feature_dim, k, projection=settings.contrastive.projection)
+    if epoch > 1:
+        restore_heads(heads, checkpoint, classifier=not settings.head.reset)
+    return heads
 
 
 def _optimizer(section: "Optimizer") -> "OptimizerSettings":
@@ -80,23 +114,39 @@ def _optimizer(section: "Optimizer") -> "OptimizerSettings":
     return OptimizerSettings(section.name, section.lr, section.momentum, section.weight_decay, betas)
 
 
-def _summary(epoch: int, results: "list[StepResult]") -> dict[str, float]:
-    """Means over the epoch's images, each step's measured before its update."""
+def _summary(epoch: int, results: "list[StepResult]") -> dict[str, float | None]:
+    """Means over the epoch's images, each step's measured before its update; None for what is not trained on."""
     images = sum(step.images for step in results)
+
+    def mean(values: "list[float]") -> float:
+        return sum(value * step.images for value, step in zip(values, results, strict=True)) / images
+
+    contrastive = [step.contrastive_loss for step in results if step.contrastive_loss is not None]
     return {
         "epoch": epoch,
         "steps": len(results),
         "images": images,
-        "loss": sum(step.loss * step.images for step in results) / images,
-        "accuracy": sum(step.accuracy * step.images for step in results) / images,
+        "loss": mean([step.loss for step in results]),
+        "accuracy": mean([step.accuracy for step in results]),
+        "pseudo_label_loss": mean([step.pseudo_label_loss for step in results]),
+        "contrastive_loss": mean(contrastive) if contrastive else None,
     }
 
 
+def _described(summary: "dict[str, float | None]") -> str:
+    terms = ""
+    if summary["contrastive_loss"] is not None:
+        terms = f" (pseudo-labels {summary['pseudo_label_loss']:.4f}, contrastive {summary['contrastive_loss']:.4f})"
+    return f"loss {summary['loss']:.4f}{terms}, pseudo-label accuracy {summary['accuracy']:.3f}"
+
+
 def _steps_csv(results: "list[StepResult]") -> str:
+    """A row a step; contrastive_loss is empty without a strategy."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["step", "images", "loss", "accuracy"])
-    writer.writerows([step.step, step.images, repr(step.loss), repr(step.accuracy)] for step in results)
+    columns = ["step", "images", "loss", "accuracy", "pseudo_label_loss", "contrastive_loss", "lr"]
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(vars(step) for step in results)
     return text.getvalue()
 
 

@@ -6,7 +6,8 @@ import torch
 
 from deepcluster.augment import Augmentation
 from deepcluster.features import extract_features
-from deepcluster.models.build import build_backbone, build_head
+from deepcluster.models.build import build_backbone
+from deepcluster.models.heads import build_heads
 from deepcluster.training import OptimizerSettings, build_optimizer, train_epoch
 
 pytestmark = [
@@ -37,21 +38,19 @@ def test_training_learns_on_the_gpu():
     labels_N = (np.arange(300) % 3).astype(np.int32)
     images = (IMAGES // 6 + 70 * labels_N[:, None, None, None]).astype(np.uint8)
     settings = OptimizerSettings("sgd", lr=0.05, momentum=0.9, weight_decay=0.0)
-    network, head = backbone().cuda(), build_head(256, 3).cuda()
+    network, heads = backbone().cuda(), build_heads(256, 3).cuda()
     steps = train_epoch(
         network,
-        head,
+        heads,
         images,
         labels_N,
         indices=np.random.default_rng(1).integers(0, 300, 1200),
         batch_size=50,
         augmentation=Augmentation(rotation=10, translate=0.1),
-        backbone_optimizer=build_optimizer(network.parameters(), settings),
-        head_optimizer=build_optimizer(head.parameters(), settings),
+        optimizers=[build_optimizer(part.parameters(), settings) for part in (network, heads)],
         generator=torch.Generator().manual_seed(0),
         device=torch.device("cuda"),
         precision="bf16",
-        loss="cross_entropy",
         **STATISTICS,
     )
     losses = [step.loss for step in steps]

@@ -11,7 +11,8 @@ from deepcluster.augment import Augmentation
 from deepcluster.checkpoint import BackboneDescription, load_checkpoint, restore_optimizer, save_checkpoint
 from deepcluster.errors import NumericsError
 from deepcluster.losses import pseudo_label_loss
-from deepcluster.models.build import Backbone, build_backbone, build_head
+from deepcluster.models.build import Backbone, build_backbone
+from deepcluster.models.heads import Heads, build_heads
 from deepcluster.training import OptimizerSettings, StepResult, batches, build_optimizer, train_epoch, uploaded
 
 CPU = torch.device("cpu")
@@ -37,17 +38,17 @@ def data(count=96, channels=1):
     return (noise + 100 * labels_N[:, None, None, None]).astype(np.uint8), labels_N
 
 
-def models(*, channels=1, sobel=False, k=3) -> tuple[Backbone, nn.Linear]:
+def models(*, channels=1, sobel=False, k=3) -> tuple[Backbone, Heads]:
     torch.manual_seed(0)
     backbone = build_backbone("convnet", channels=channels, image_size=8, sobel=sobel, grayscale=False)
-    return backbone, build_head(backbone.feature_dim, k)
+    return backbone, build_heads(backbone.feature_dim, k)
 
 
 def train(backbone, head, images, labels_N, *, seed=0, optimizers=None, **settings) -> list[StepResult]:
     if optimizers is None:
         optimizers = build_optimizer(backbone.parameters(), SGD), build_optimizer(head.parameters(), HEAD_SGD)
     settings = {"indices": np.arange(len(labels_N)), "batch_size": 16, "augmentation": Augmentation()} | settings
-    settings = {"device": CPU, "precision": "fp32", "loss": "cross_entropy"} | settings
+    settings = {"device": CPU, "precision": "fp32"} | settings
     settings = {"mean": [0.5] * images.shape[1], "std": [0.3] * images.shape[1]} | settings
     return list(
         train_epoch(
@@ -55,8 +56,7 @@ def train(backbone, head, images, labels_N, *, seed=0, optimizers=None, **settin
             head,
             images,
             labels_N,
-            backbone_optimizer=optimizers[0],
-            head_optimizer=optimizers[1],
+            optimizers=optimizers,
             generator=torch.Generator().manual_seed(seed),
             **settings,
         )
@@ -130,10 +130,10 @@ def test_every_index_is_trained_on_with_its_own_label():
     labels_N = (np.arange(40) % 3).astype(np.int32)
     indices = np.random.default_rng(2).permutation(40)[:37]
     backbone = Backbone(nn.Identity(), Recorder(), feature_dim=1, head_activation=nn.Identity())
-    head = nn.Linear(1, 3)
+    head = Heads(nn.Linear(1, 3))
     optimizers = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1), torch.optim.SGD(head.parameters(), lr=0.0)
     expected = [
-        F.cross_entropy(head(torch.tensor(rows[:, None] / 255.0).float()), torch.tensor(rows % 3)).item()
+        F.cross_entropy(head.classifier(torch.tensor(rows[:, None] / 255.0).float()), torch.tensor(rows % 3)).item()
         for rows in (indices[:12], indices[12:24], indices[24:])
     ]
     results = train(
@@ -153,7 +153,7 @@ def test_images_are_augmented_before_they_are_normalised():
 
     seen: list[torch.Tensor] = []
     backbone = Backbone(nn.Identity(), Recorder(), feature_dim=1, head_activation=nn.Identity())
-    head = nn.Linear(1, 3)
+    head = Heads(nn.Linear(1, 3))
     optimizers = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.0), torch.optim.SGD(head.parameters(), lr=0.0)
     white = np.full((16, 1, 8, 8), 255, dtype=np.uint8)
     moved = Augmentation(translate=0.4)
@@ -175,8 +175,8 @@ def test_batches_keep_every_index_and_leave_no_single_one(count, size, lengths):
 
 def test_accuracy_is_the_share_of_pseudo_labels_predicted():
     backbone, head = models()
-    nn.init.zeros_(head.weight)
-    head.bias.data = torch.tensor([0.0, 1.0, 0.0])
+    nn.init.zeros_(head.classifier.weight)
+    head.classifier.bias.data = torch.tensor([0.0, 1.0, 0.0])
     images, labels_N = data(16)
     assert train(backbone, head, images, labels_N)[0].accuracy == pytest.approx(np.mean(labels_N == 1))
 
@@ -221,8 +221,8 @@ def test_the_head_sees_the_features_through_the_activation():
             return -images_NCHW.mean(dim=(2, 3)) - 1
 
     backbone = Backbone(nn.Identity(), Negative(), feature_dim=1, head_activation=nn.ReLU())
-    head = nn.Linear(1, 3)
-    head.bias.data = torch.tensor([0.0, 0.0, 0.0])
+    head = Heads(nn.Linear(1, 3))
+    head.classifier.bias.data = torch.tensor([0.0, 0.0, 0.0])
     optimizers = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.0), torch.optim.SGD(head.parameters(), lr=0.0)
     results = train(backbone, head, *data(), optimizers=optimizers, mean=[0.0], std=[1.0])
     assert [result.loss for result in results] == pytest.approx([np.log(3)] * 6)
@@ -232,7 +232,7 @@ def weights_after(seed, global_seed):
     torch.manual_seed(0)
     dropout = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 8))
     backbone = Backbone(nn.Identity(), dropout, feature_dim=8, head_activation=nn.ReLU())
-    head = build_head(8, 3)
+    head = build_heads(8, 3)
     torch.manual_seed(global_seed)
     train(backbone, head, *data(), seed=seed, augmentation=ANYTHING)
     after = torch.initial_seed(), torch.rand(1).item()
@@ -250,10 +250,10 @@ def test_augmentation_and_dropout_depend_on_the_passed_generator_alone():
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(poison, named):
     backbone, head = models()
     images, labels_N = data(48)
-    head.weight.data.fill_(0)
-    head.bias.data = torch.tensor([0.0, 0.0, poison if named == "nan" else 0.0])
+    head.classifier.weight.data.fill_(0)
+    head.classifier.bias.data = torch.tensor([0.0, 0.0, poison if named == "nan" else 0.0])
     if named == "inf":
-        head.bias.data = torch.tensor([-poison, poison, 0.0])
+        head.classifier.bias.data = torch.tensor([-poison, poison, 0.0])
     before = [p.clone() for p in backbone.parameters()]
     with pytest.raises(NumericsError) as error:
         train(backbone, head, images, np.zeros_like(labels_N))
@@ -293,7 +293,7 @@ class TestGoingOn:
             save_checkpoint(tmp_path / "checkpoint", description, backbone, made_by, optimizer)
             loaded = load_checkpoint(tmp_path / "checkpoint", made_by="train@1", ids=None, epoch=1)
             optimizer = build_optimizer(loaded.backbone.parameters(), settings)
-            restore_optimizer(optimizer, loaded)
+            restore_optimizer(optimizer, loaded.optimizer)
             return loaded.backbone, optimizer
 
         straight, stopped = self.epochs(settings), self.epochs(settings, saved_and_loaded)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +11,31 @@ from deepcluster.artifacts.publish import publishing
 from deepcluster.artifacts.shards import Array
 from deepcluster.errors import ArtifactError
 
+HEADS = "heads.safetensors"
+
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """A checkpoint as arrays: backbone weights, optimizer state, and what is needed to rebuild the backbone."""
+    """A checkpoint as arrays: backbone weights, optimizer state, and what is needed to rebuild the backbone.
+
+    heads: what later epochs go on with of the heads; most runs keep nothing, and then there is no such file.
+    """
 
     weights: dict[str, Array]
     optimizer: dict[str, Array]
     description: dict[str, Any]
+    heads: dict[str, Array] = field(default_factory=dict)
 
 
 def write_checkpoint(target: Path, files: CheckpointFiles, provenance: Provenance) -> None:
-    """Publish the folder model.safetensors, optimizer.safetensors, checkpoint.json (with the sha256 of both)."""
+    """Publish the folder: model, optimizer and maybe heads as .safetensors, and checkpoint.json with their sha256."""
     from safetensors.numpy import save
 
     with publishing(target) as partial:
         partial.mkdir()
         contents = {"model.safetensors": save(files.weights), "optimizer.safetensors": save(files.optimizer)}
+        if files.heads:
+            contents[HEADS] = save(files.heads)
         for name, content in contents.items():
             (partial / name).write_bytes(content)
         description = provenance.attributes("checkpoint") | plain(files.description)
@@ -45,6 +53,7 @@ def read_checkpoint(path: Path, *, made_by: str, ids: str | None = None, epoch: 
         weights, optimizer = (
             _read_safetensors(path / name, digests[name]) for name in ("model.safetensors", "optimizer.safetensors")
         )
+        heads = _read_safetensors(path / HEADS, digests[HEADS]) if HEADS in digests else {}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise damaged(path, str(error) or type(error).__name__) from error
     expect(path, "schema", "checkpoint", description.get("schema"), made_by)
@@ -53,7 +62,7 @@ def read_checkpoint(path: Path, *, made_by: str, ids: str | None = None, epoch: 
         raise ArtifactError(f"{path}: belongs to another data set or sample order; run `dvc repro {made_by}`")
     if epoch is not None:
         expect(path, "epoch", epoch, description.get("epoch"), made_by)
-    return CheckpointFiles(weights, optimizer, description)
+    return CheckpointFiles(weights, optimizer, description, heads)
 
 
 def read_weights(path: Path) -> dict[str, Array]:

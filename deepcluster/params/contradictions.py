@@ -24,6 +24,10 @@ def contradictions(params: Params) -> Iterator[str]:
         yield "train.head.reset: false needs cluster.method kmeans, as pic finds another number of clusters each epoch"
     elif not head.reset and not cluster.match_labels:
         yield "train.head.reset: false needs cluster.match_labels: true, since cluster numbers permute between epochs"
+    if head.carry_optimizer and cluster.method == "pic":
+        yield "train.head.carry_optimizer: true needs cluster.method kmeans, as with pic the head's size changes"
+    if params.train.contrastive.weight == params.train.contrastive.label_weight == 0:
+        yield "train.contrastive.weight: weight and label_weight are both 0, so nothing would be trained on"
     if schedule.name == "cosine" and schedule.epochs is None:
         yield "train.schedule.epochs: must be given for a cosine schedule, usually the same as epochs; got null"
     if schedule.epochs is not None and schedule.warmup >= schedule.epochs:
