@@ -201,8 +201,8 @@ def _dropout_from(generator: torch.Generator, device: torch.device) -> Iterator[
 
 def _parts(backbone: nn.Module) -> str:
     """Names that `freeze` takes, the largest parts first."""
-    names = {part for name, _ in backbone.named_parameters() for part in _prefixes(name.rpartition(".")[0])}
-    shown = sorted(names, key=lambda name: (name.count("."), name))
+    names = (part for name, _ in backbone.named_parameters() for part in _prefixes(name.rpartition(".")[0]))
+    shown = sorted(dict.fromkeys(names), key=lambda name: name.count("."))
     return ", ".join(shown[:PARTS_NAMED]) + (" and more" if len(shown) > PARTS_NAMED else "")
 
 

@@ -156,3 +156,68 @@ def test_mistakes_in_the_settings_of_clustering(tmp_path, text, expected):
     with pytest.raises(ParamsError) as caught:
         load_params(path)
     assert str(caught.value).startswith(f"{path}: {expected}")
+
+
+STILL = "rotation: 0.0, translate: 0.0, zoom: [1.0, 1.0], shear: 0.0, crop: false"
+VIEWS = "train: {contrastive: {strategy: two_views}}"
+IDENTICAL = (
+    "train.contrastive.strategy: two_views needs an augmentation that is random, since both views of an image are "
+    "identical without one; switch on augment.crop, rotation, translate or another"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "train: {head: {reset: false}}",
+            "train.head.reset: false needs cluster.match_labels: true, since cluster numbers permute between epochs",
+        ),
+        (
+            "cluster: {method: pic, match_labels: true}\ntrain: {head: {reset: false}}",
+            "train.head.reset: false needs cluster.method kmeans, as pic finds another number of clusters each epoch",
+        ),
+        (
+            "cluster: {method: pic}\ntrain: {head: {carry_optimizer: true}}",
+            "train.head.carry_optimizer: true needs cluster.method kmeans, as with pic the head's size changes",
+        ),
+        (
+            "cluster: {method: pic, spherical: true}",
+            "cluster.spherical: is for cluster.method kmeans; got 'pic'",
+        ),
+        (
+            "train: {schedule: {name: cosine}}",
+            "train.schedule.epochs: must be given for a cosine schedule, usually the same as epochs; got null",
+        ),
+        (
+            "train: {schedule: {name: cosine, epochs: 5, warmup: 5}}",
+            "train.schedule.warmup: must be < train.schedule.epochs = 5; got 5",
+        ),
+        (
+            "train: {contrastive: {weight: 0, label_weight: 0}}",
+            "train.contrastive.weight: weight and label_weight are both 0, so nothing would be trained on",
+        ),
+        (f"data: {{name: digits}}\naugment: {{{STILL}}}\n{VIEWS}", IDENTICAL),
+        (f"data: {{name: folder}}\naugment: {{flip: false, equalize: 1.0, {STILL}}}\n{VIEWS}", IDENTICAL),
+        (f"data: {{name: mnist}}\naugment: {{saturation: 0.5, hue: 0.1, {STILL}}}\n{VIEWS}", IDENTICAL),
+        ("train: {freeze: body}", "train.freeze: must be a list of names; got 'body'"),
+        ("train: {freeze: [a, a]}", "train.freeze: must be a list of different names; got ['a', 'a']"),
+        ("train: {contrastive: none}", "train.contrastive: must be a section with keys of its own; got 'none'"),
+    ],
+)
+def test_keys_that_contradict_each_other(load, text, expected):
+    assert mistakes(load, text) == [expected]
+
+
+@pytest.mark.parametrize(
+    "augment",
+    ["flip: true", "vertical_flip: true", "autocontrast: 0.5", "equalize: 0.5", "brightness: 0.1", "contrast: 0.1"],
+)
+def test_one_random_transform_is_enough_for_two_views(load, augment):
+    params = load(f"data: {{name: digits}}\naugment: {{{augment}, {STILL}}}\n{VIEWS}")
+    assert params.train.contrastive.strategy == "two_views"
+
+
+def test_several_contradictions_are_said_at_once(load):
+    text = "train: {schedule: {name: cosine}, head: {reset: false}}"
+    assert [line.partition(":")[0] for line in mistakes(load, text)] == ["train.head.reset", "train.schedule.epochs"]

@@ -47,14 +47,16 @@ def shard(store: Path, array: str) -> Path:
 
 class TestParams:
     def test_unknown_architecture_lists_the_choices(self, refused):
-        set_params(model__arch="resnet50")
-        expected = "must be one of 'convnet', 'alexnet' or 'resnet18'; did you mean 'resnet18'?; got 'resnet50'"
-        assert refused("initialise") == [f"params.yaml: model.arch: {expected}"]
+        set_params(model__arch="resnet51")
+        (line,) = refused("initialise")
+        assert line.startswith("params.yaml: model.arch: must be one of 'convnet', 'feedforward', 'alexnet', 'vgg16', ")
+        assert line.endswith(" or 'resnet152'; did you mean 'resnet50'?; got 'resnet51'")
 
     def test_unknown_data_set_lists_the_choices(self, refused):
         set_params(data__name="mnst")
-        expected = "must be one of 'digits', 'mnist' or 'folder'; did you mean 'mnist'?; got 'mnst'"
-        assert refused("prepare") == [f"params.yaml: data.name: {expected}"]
+        (line,) = refused("prepare")
+        assert line.startswith("params.yaml: data.name: must be one of 'digits', 'mnist', 'fashionmnist', ")
+        assert line.endswith(" or 'folder'; did you mean 'mnist'?; got 'mnst'")
 
     def test_missing(self, refused):
         Path("params.yaml").unlink()
@@ -275,8 +277,8 @@ class TestFromOutside:
     def test_mistake_in_params(self, workspace):
         set_params(model__arch="vgg")
         found = workspace.run("python", "-m", "stages.initialise", status=2)
-        expected = "must be one of 'convnet', 'alexnet' or 'resnet18'; got 'vgg'"
-        assert found.stderr == f"error: params.yaml: model.arch: {expected}\n"
+        assert found.stderr.startswith("error: params.yaml: model.arch: must be one of 'convnet', ")
+        assert found.stderr.endswith(" or 'resnet152'; did you mean 'vgg16'?; got 'vgg'\n")
 
 
 class TestHelp:

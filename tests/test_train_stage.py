@@ -1,0 +1,142 @@
+"""What the train stage makes of its settings, by its artifacts."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import edit_params
+from safetensors.numpy import load_file
+
+from deepcluster import layout
+
+CONSTANT = ["0.05", "0.05", "0.05"]
+
+
+@pytest.fixture
+def trained(workspace, outcome):
+    """Runs epochs of the tiny project with changed params; what train@E said."""
+
+    def run(*epochs: int, **changes: object) -> list[str]:
+        edit_params(Path("params.yaml"), {key.replace("__", "."): value for key, value in changes.items()})
+        said = []
+        for epoch in epochs:
+            stages = ("train",) if epoch == 1 else ("extract", "pca", "cluster", "train")
+            for stage in stages:
+                status, out, err = outcome(stage, "--epoch", str(epoch))
+                assert status == 0, err
+            said.append(out.strip())
+        return said
+
+    return run
+
+
+def weights(epoch: int, name: str = "model") -> dict[str, np.ndarray]:
+    return load_file(layout.checkpoint(epoch) / f"{name}.safetensors")
+
+
+def steps(epoch: int) -> list[dict[str, str]]:
+    return list(csv.DictReader(layout.train_steps(epoch).open()))
+
+
+def summary(epoch: int) -> dict[str, float]:
+    return json.loads(layout.train_summary(epoch).read_text())
+
+
+def test_without_a_strategy_the_loss_is_the_pseudo_labels(trained):
+    (said,) = trained(1)
+    assert said == f"train@1: loss {summary(1)['loss']:.4f}, pseudo-label accuracy {summary(1)['accuracy']:.3f}"
+    assert summary(1)["contrastive_loss"] is None
+    assert summary(1)["pseudo_label_loss"] == summary(1)["loss"]
+    assert [row["contrastive_loss"] for row in steps(1)] == ["", "", ""]
+    assert [row["lr"] for row in steps(1)] == CONSTANT
+    assert not (layout.checkpoint(1) / "heads.safetensors").exists()
+
+
+@pytest.mark.parametrize("strategy", ["pseudo_labels", "two_views"])
+def test_the_terms_of_a_strategy_are_logged_apart(trained, strategy):
+    changes = {"strategy": strategy, "weight": 0.5, "projection": 8}
+    (said,) = trained(1, **{f"train__contrastive__{key}": value for key, value in changes.items()})
+    found = summary(1)
+    assert found["loss"] == pytest.approx(found["pseudo_label_loss"] + 0.5 * found["contrastive_loss"])
+    images = [int(row["images"]) for row in steps(1)]
+    contrastive = [float(row["contrastive_loss"]) for row in steps(1)]
+    assert found["contrastive_loss"] == pytest.approx(np.average(contrastive, weights=images))
+    assert f"(pseudo-labels {found['pseudo_label_loss']:.4f}, contrastive {found['contrastive_loss']:.4f})" in said
+
+
+def test_a_projection_passes_to_the_next_epoch_while_the_classifier_is_new(trained):
+    trained(1, 2, train__contrastive__strategy="two_views", train__contrastive__projection=8, train__head__lr=1e-9)
+    first, second = weights(1, "heads"), weights(2, "heads")
+    assert first.keys() == {f"weights.projection.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}
+    for name in first:
+        np.testing.assert_allclose(first[name], second[name], atol=1e-6)
+
+
+def test_a_kept_head_goes_on_where_the_epoch_before_left_it(trained):
+    kept = {"train__head__reset": False, "cluster__match_labels": True, "train__head__lr": 1e-9}
+    trained(1, 2, **kept, train__head__carry_optimizer=True, train__head__momentum=0.9)
+    first, second = weights(1, "heads"), weights(2, "heads")
+    np.testing.assert_allclose(first["weights.classifier.weight"], second["weights.classifier.weight"], atol=1e-6)
+    assert {name for name in second if name.startswith("optimizer.")} == {
+        "optimizer.0.momentum_buffer",
+        "optimizer.1.momentum_buffer",
+    }
+
+
+def test_a_new_head_differs_from_epoch_to_epoch_and_is_not_kept(trained):
+    trained(1, 2, train__head__lr=1e-9, train__head__carry_optimizer=True, train__head__momentum=0.9)
+    assert not [name for name in weights(2, "heads") if name.startswith("weights.")]
+
+
+def test_a_carried_momentum_is_not_that_of_a_fresh_optimizer(trained):
+    changes = {"train__head__momentum": 0.9, "train__head__reset": False, "cluster__match_labels": True}
+    trained(1, 2, **changes)
+    fresh = weights(2)
+    trained(1, 2, **changes, train__head__carry_optimizer=True)
+    assert any(not np.array_equal(fresh[name], value) for name, value in weights(2).items())
+
+
+def test_a_frozen_backbone_trains_its_head_alone_and_has_no_optimizer(trained):
+    trained(1, train__freeze=["body"])
+    before, after = weights(0), weights(1)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert weights(1, "optimizer") == {}
+    assert steps(1)[0]["loss"] != steps(1)[-1]["loss"]
+    trained(2)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ({"name": "cosine", "epochs": 1}, [0.05 * (1 + np.cos(np.pi * part / 6)) / 2 for part in (1, 3, 5)]),
+        ({"warmup": 1.0}, [0.05 * part / 6 for part in (1, 3, 5)]),
+        ({"name": "step", "every": 1, "gamma": 0.1}, [0.05, 0.05, 0.05]),
+    ],
+)
+def test_the_schedule_reaches_the_optimizers(trained, schedule, rates):
+    trained(1, **{f"train__schedule__{key}": value for key, value in schedule.items()})
+    assert [float(row["lr"]) for row in steps(1)] == pytest.approx(rates)
+
+
+def test_the_step_schedule_counts_epochs_from_the_first(trained):
+    trained(1, 2, train__schedule__name="step", train__schedule__every=1)
+    assert [float(row["lr"]) for row in steps(2)] == pytest.approx([0.005] * 3)
+
+
+@pytest.mark.parametrize("loss", ["mse", "l1", "l2"])
+def test_every_loss_trains(trained, loss):
+    trained(1, train__loss=loss, train__epoch_size=10.0)
+    chance = {"mse": 0.75 / 4, "l1": 1.5, "l2": 0.75}[loss]  # k = 4, all equally likely
+    assert float(steps(1)[0]["loss"]) == pytest.approx(chance, rel=0.1)
+    assert np.mean([float(row["loss"]) for row in steps(1)[-5:]]) < chance / 2
+
+
+def test_an_unknown_frozen_part_is_one_line_and_nothing_is_lost(workspace, outcome):
+    before = workspace.digests()
+    edit_params(Path("params.yaml"), {"train.freeze": ["body.conv1"]})
+    status, _, err = outcome("train", "--epoch", "1")
+    assert status == 2
+    assert err.startswith("error: train.freeze: no part 'body.conv1' in this backbone; it has body, body.0, ")
+    assert workspace.digests() == before
