@@ -14,10 +14,11 @@ from torch.nn import functional as F
 
 from benchmarks.data import noise
 from deepcluster.augment import Augmentation
+from deepcluster.contrastive import Objective
 from deepcluster.features import extract_features
 from deepcluster.models.build import Arch, Precision, autocast, build_backbone
 from deepcluster.models.heads import build_heads
-from deepcluster.training import OptimizerSettings, build_optimizer, train_epoch
+from deepcluster.training import ON_PSEUDO_LABELS, OptimizerSettings, build_optimizer, train_epoch
 
 CPU = torch.device("cpu")
 CLUSTERS = 100
@@ -73,7 +74,7 @@ class Case:
                 self.backbone(self.inputs)
         return self.batches * self.batch_size
 
-    def train(self) -> int:
+    def train(self, objective: Objective = ON_PSEUDO_LABELS) -> int:
         mean, std = self._statistics()
         steps = train_epoch(
             self.backbone,
@@ -89,6 +90,7 @@ class Case:
             generator=torch.Generator().manual_seed(1),
             device=CPU,
             precision=self.precision,
+            objective=objective,
         )
         return sum(step.images for step in steps)
 
