@@ -164,7 +164,6 @@ def _coloured(images_NCHW: Tensor, augmentation: Augmentation, uniform_DN: Tenso
     shares = (augmentation.autocontrast, augmentation.equalize)
     if not any((*factors, augmentation.hue, *shares)):
         return images_NCHW
-    images_NCHW = images_NCHW.clamp(0, 1)  # resampling rounds: a white image may reach 1 + 1e-7
     drawn_DN = uniform_DN[:4].to(images_NCHW)
     for change, strength, drawn_N in zip(
         (colour.brighten, colour.contrast, colour.saturate), factors, drawn_DN[:3], strict=True
