@@ -11,7 +11,7 @@ from deepcluster.threads import settle
 settle()  # as the stages do, before torch and faiss load
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-from benchmarks import engines, growth, neighbour, objectives, pipeline, results, stages
+from benchmarks import augment, engines, growth, neighbour, objectives, pipeline, results, stages
 from benchmarks.data import Source
 
 SECTIONS = {
@@ -19,10 +19,11 @@ SECTIONS = {
     "pipeline": pipeline.measure,
     "growth": growth.measure,
     "engines": engines.measure,
+    "augment": augment.measure,
     "objectives": objectives.measure,
     "neighbour": neighbour.measure,
 }
-USUAL = ("stages", "pipeline", "growth", "engines", "objectives")
+USUAL = ("stages", "pipeline", "growth", "engines", "augment", "objectives")
 OUTPUT = Path("data/benchmarks")
 
 

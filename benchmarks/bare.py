@@ -15,13 +15,13 @@ settle()
 import numpy as np
 import torch
 
-from deepcluster.augment import Augmentation
+from deepcluster.augment import augmentation_of
 from deepcluster.clustering.kmeans import kmeans
 from deepcluster.datasets.load import Dataset, load_dataset
 from deepcluster.features import extract_features
 from deepcluster.models.build import Backbone, build_backbone
 from deepcluster.models.heads import build_heads
-from deepcluster.params import Params, flips, load_params
+from deepcluster.params import Params, load_params
 from deepcluster.reduction.pca import fit_transform
 from deepcluster.sampling import uniform_over_clusters
 from deepcluster.seeding import derive_seed, numpy_generator, seed_torch, torch_generator
@@ -90,7 +90,7 @@ def _train(params: Params, images: Dataset, backbone: Backbone, optimizer: Any, 
         labels_N,
         indices=uniform_over_clusters(labels_N, size=size, rng=numpy_generator(params.seed, "sampler", epoch)),
         batch_size=settings.batch_size,
-        augmentation=Augmentation(**params.augment.model_dump() | {"flip": flips(params.augment, params.data.name)}),
+        augmentation=augmentation_of(params.augment, params.data.name),
         mean=images.mean,
         std=images.std,
         optimizers=[optimizer, build_optimizer(heads.parameters(), _settings(settings.head))],

@@ -1,12 +1,12 @@
 """Batched random transforms on the images' own device; every image draws its own parameters.
 
-Crop, flip and affine are one matrix per image and one resampling per batch. Parameters are drawn on the CPU, so a seed
-means the same on every device; every parameter is drawn whether it is used or not, so switching one off leaves the
-draws of the others as they were. Shapes: N images, C channels, H height, W width.
+Crop, flips and affine are one matrix per image and one resampling per batch; colour follows. Parameters are drawn on
+the CPU, so a seed means the same on every device; every parameter is drawn whether it is used or not, so switching one
+off leaves the draws of the others as they were. Shapes: N images, C channels, H height, W width, D draws.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,8 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from deepcluster import colour
+from deepcluster.params import Augment, DataName, flips, padding
+
 CROP_TRIES = 10
 DRAWS = 2 * CROP_TRIES + 8
+COLOUR_DRAWS = 7  # vertical flip among them, which came later: with it the older draws would have changed
 
 
 @dataclass(frozen=True)
@@ -54,20 +58,37 @@ class Augmentation:
     """Beyond the image: black, which suits digits and drawings; the edge repeated, or mirrored, for photos."""
 
 
-def augment(images_NCHW: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+def augmentation_of(settings: Augment, data: DataName) -> Augmentation:
+    """What section `augment` of params.yaml asks for; the data set decides what is null there."""
+    suited = {"flip": flips(settings, data), "padding": padding(settings, data)}
+    return Augmentation(**settings.model_dump() | suited)
+
+
+def augment(
+    images_NCHW: Tensor,
+    augmentation: Augmentation,
+    generator: torch.Generator,
+    colour_generator: torch.Generator | None = None,
+) -> Tensor:
     """Randomly transformed float images of the same shape, dtype and device; bilinear, so never outside [0, 1].
 
-    Crop first, then flip, then shear, rotate, zoom and move about the centre. `generator` lives on the CPU.
+    Crop first, then flips, then shear, rotate, zoom and move about the centre; then brightness, contrast, saturation,
+    hue, autocontrast, equalize. Both generators live on the CPU. Vertical flip and colour draw from the second; if that
+    is None, from one that is seeded with what a copy of `generator` draws first, so that they too differ from call to
+    call while `generator` goes on as if there were no colour.
     """
     count, _, height, width = images_NCHW.shape
+    other = _beside(generator) if colour_generator is None else colour_generator
+    colour_DN = torch.rand((COLOUR_DRAWS, count), generator=other)
     uniform_DN = torch.rand((DRAWS, count), generator=generator)
     crop_N33 = _crop(augmentation, uniform_DN[: 2 * CROP_TRIES + 2], aspect=width / height)
-    flip_N33 = _flip(augmentation, uniform_DN[2 * CROP_TRIES + 2])
+    flip_N33 = _flip(augmentation, uniform_DN[2 * CROP_TRIES + 2], colour_DN[0])
     affine_N33 = _affine(augmentation, uniform_DN[2 * CROP_TRIES + 3 :], aspect=width / height)
     # affine_grid asks where an output pixel comes from, hence the last transform stands rightmost, inverted
     theta_N23 = (crop_N33 @ flip_N33 @ torch.linalg.inv(affine_N33))[:, :2].to(images_NCHW)
     grid_NHW2 = F.affine_grid(theta_N23, list(images_NCHW.shape), align_corners=False)
-    return F.grid_sample(images_NCHW, grid_NHW2, padding_mode=augmentation.padding, align_corners=False)
+    moved_NCHW = F.grid_sample(images_NCHW, grid_NHW2, padding_mode=augmentation.padding, align_corners=False)
+    return _coloured(moved_NCHW, augmentation, colour_DN[1:])
 
 
 def to_float(images_NCHW: Tensor) -> Tensor:
@@ -111,9 +132,11 @@ def _crop(augmentation: Augmentation, uniform_DN: Tensor, *, aspect: float) -> T
     return _matrices(count, {(0, 0): width_N, (0, 2): x_N, (1, 1): height_N, (1, 2): y_N})
 
 
-def _flip(augmentation: Augmentation, uniform_N: Tensor) -> Tensor:
-    sign_N = torch.where(uniform_N < 0.5, -1.0, 1.0) if augmentation.flip else torch.ones_like(uniform_N)
-    return _matrices(len(uniform_N), {(0, 0): sign_N})
+def _flip(augmentation: Augmentation, uniform_N: Tensor, vertical_N: Tensor) -> Tensor:
+    ones_N = torch.ones_like(uniform_N)
+    x_N = torch.where(uniform_N < 0.5, -1.0, 1.0) if augmentation.flip else ones_N
+    y_N = torch.where(vertical_N < 0.5, -1.0, 1.0) if augmentation.vertical_flip else ones_N
+    return _matrices(len(uniform_N), {(0, 0): x_N, (1, 1): y_N})
 
 
 def _affine(augmentation: Augmentation, uniform_DN: Tensor, *, aspect: float) -> Tensor:
@@ -127,3 +150,37 @@ def _affine(augmentation: Augmentation, uniform_DN: Tensor, *, aspect: float) ->
     turn_N33 = _matrices(count, {(0, 0): cos_N, (0, 1): -sin_N / aspect, (1, 0): sin_N * aspect, (1, 1): cos_N})
     move_N33 = _matrices(count, {(0, 2): x_N, (1, 2): y_N})
     return move_N33 @ turn_N33 @ _matrices(count, {(0, 1): slope_N / aspect})
+
+
+def _beside(generator: torch.Generator) -> torch.Generator:
+    """A generator that depends on the state of `generator`, which stays as it is."""
+    copy = torch.Generator()
+    copy.set_state(generator.get_state())
+    return torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=copy)))
+
+
+def _coloured(images_NCHW: Tensor, augmentation: Augmentation, uniform_DN: Tensor) -> Tensor:
+    """The changes that are on, in a fixed order, each with its own row of the draws."""
+    factors = (augmentation.brightness, augmentation.contrast, augmentation.saturation)
+    shares = (augmentation.autocontrast, augmentation.equalize)
+    if not any((*factors, augmentation.hue, *shares)):
+        return images_NCHW
+    drawn_DN = uniform_DN[:4].to(images_NCHW)
+    for change, strength, drawn_N in zip(
+        (colour.brighten, colour.contrast, colour.saturate), factors, drawn_DN[:3], strict=True
+    ):
+        if strength:
+            images_NCHW = change(images_NCHW, _between(1 - strength, 1 + strength, drawn_N))
+    if augmentation.hue:
+        images_NCHW = colour.turn_hue(images_NCHW, _between(-augmentation.hue, augmentation.hue, drawn_DN[3]))
+    for whole, share, uniform_N in zip((colour.autocontrast, colour.equalize), shares, uniform_DN[4:], strict=True):
+        images_NCHW = _for_some(images_NCHW, whole, uniform_N < share)
+    return images_NCHW
+
+
+def _for_some(images_NCHW: Tensor, change: Callable[[Tensor], Tensor], chosen_N: Tensor) -> Tensor:
+    """The chosen images changed, the others as they are; `chosen_N` lies on the CPU, so no GPU has to be asked."""
+    if not chosen_N.any():
+        return images_NCHW
+    rows = chosen_N.nonzero()[:, 0].to(images_NCHW.device)
+    return images_NCHW.index_copy(0, rows, change(images_NCHW[rows]))

@@ -1,5 +1,6 @@
 """The `deepcluster` command: every stage, planning, and a summary of the run. Light to import: no torch, no zarr."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -81,6 +82,23 @@ def sweep_k(
     from deepcluster.sweep import parse_ks, sweep_epoch
 
     sweep_epoch(epoch, parse_ks(k), seeds=seeds, silhouette_rows=silhouette_rows, as_json=as_json)
+
+
+@app.command()
+def augmentations(
+    images: Annotated[int, typer.Option("--images", help="Rows, evenly spaced over the images; at most 50.")] = 8,
+    views: Annotated[int, typer.Option("--views", help="Random views of each image; at most 20.")] = 6,
+    epoch: Annotated[int, typer.Option("--epoch", "-e", help="Epoch whose random streams to use.")] = 1,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The PNG to write.")] = layout.AUGMENTATIONS,
+) -> None:
+    """Show what training sees: images, and beside each of them random views as `augment` in params.yaml makes them.
+
+    Needs data/dataset/images.zarr, so `prepare`, but no training; no stage depends on the picture. Same settings, same
+    bytes.
+    """
+    from deepcluster.augmentation_gallery import show_augmentations
+
+    show_augmentations(images, views, epoch, out)
 
 
 @app.command()

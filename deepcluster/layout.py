@@ -7,6 +7,7 @@ IMAGES = DATA / "dataset/images.zarr"
 TARGETS = DATA / "dataset/targets.zarr"
 EVALUATION = DATA / "evaluation"
 REPORT = DATA / "report/report.html"
+AUGMENTATIONS = DATA / "augmentations.png"
 TIMINGS = DATA / "timings.csv"
 HISTORY = DATA / "history"
 SCHEDULE = Path("stages/schedule.yaml")

@@ -106,6 +106,7 @@ def train_epoch(
     generator: torch.Generator,
     device: torch.device,
     precision: Precision = "fp32",
+    colour_generator: torch.Generator | None = None,
     objective: Objective = ON_PSEUDO_LABELS,
     lr_factor: Callable[[int, int], float] = lambda step, steps: 1.0,
     clip_norm: float | None = None,
@@ -113,10 +114,11 @@ def train_epoch(
 ) -> Iterator[StepResult]:
     """Trains backbone and heads in place on images[indices], in that order; yields after each step, counted from 1.
 
-    `images` is uint8 [N, C, H, W], `generator` a CPU one: augmentation and dropout depend on it alone. The views of an
-    image are augmented from its pixels, then normalised once. `lr_factor(step, steps)` times its own learning rate is
-    what each optimizer takes; the first one's is reported. `clip_norm`: largest norm of all gradients together. Weights
-    and their optimizers' state are left in channels_last memory format. `compile`: see `models.build.compiled`.
+    `images` is uint8 [N, C, H, W], the generators are CPU ones: augmentation (see `augment`) and dropout depend on them
+    alone. The views of an image are augmented from its pixels, then normalised once. `lr_factor(step, steps)` times its
+    own learning rate is what each optimizer takes; the first one's is reported. `clip_norm`: largest norm of all
+    gradients together. Weights and their optimizers' state are left in channels_last memory format. `compile`: see
+    `models.build.compiled`.
     NumericsError when a loss is not finite, before that step changes any weight.
     """
     backbone.to(device).to(memory_format=torch.channels_last).train()
@@ -129,7 +131,7 @@ def train_epoch(
     cut = batches(indices, batch_size)
     for step, (images_BCHW, labels_B) in enumerate(uploaded(images, labels_N, cut, device), start=1):
         pixels = to_float(images_BCHW)
-        views = [augment(pixels, augmentation, generator) for _ in range(objective.views)]
+        views = [augment(pixels, augmentation, generator, colour_generator) for _ in range(objective.views)]
         inputs = normalise(views[0] if len(views) == 1 else torch.cat(views), mean, std)
         with _dropout_from(generator, device), autocast(device, precision):
             features_BD = forward(inputs.contiguous(memory_format=torch.channels_last))

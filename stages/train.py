@@ -24,12 +24,11 @@ def train(epoch: Epoch) -> None:
     from functools import partial
 
     from deepcluster import artifacts, layout
-    from deepcluster.augment import Augmentation
+    from deepcluster.augment import augmentation_of
     from deepcluster.checkpoint import kept_weights, load_checkpoint, restore_optimizer, save_checkpoint
     from deepcluster.contrastive import Objective
     from deepcluster.images import open_rows
     from deepcluster.models.heads import trainable
-    from deepcluster.params import flips
     from deepcluster.progress import counted
     from deepcluster.sampling import uniform_over_clusters
     from deepcluster.schedules import LearningRate
@@ -54,7 +53,6 @@ def train(epoch: Epoch) -> None:
         head_optimizer = build_optimizer(heads.parameters(), _optimizer(settings.head))
         if settings.head.carry_optimizer:
             restore_optimizer(head_optimizer, checkpoint.head_optimizer)
-        flip = flips(params.augment, images.attributes["params"]["name"])
         size = max(2, round(settings.epoch_size * images.samples))
         steps = train_epoch(
             backbone,
@@ -63,11 +61,12 @@ def train(epoch: Epoch) -> None:
             labels_N,
             indices=uniform_over_clusters(labels_N, size=size, rng=numpy_generator(params.seed, "sampler", epoch)),
             batch_size=settings.batch_size,
-            augmentation=Augmentation(**params.augment.model_dump() | {"flip": flip}),
+            augmentation=augmentation_of(params.augment, images.attributes["params"]["name"]),
             mean=images.attributes["mean"],
             std=images.attributes["std"],
             optimizers=[optimizer, head_optimizer] if optimizer else [head_optimizer],
             generator=torch_generator(params.seed, "augment", epoch),
+            colour_generator=torch_generator(params.seed, "colour", epoch),
             device=device(),
             precision=settings.precision,
             objective=Objective(settings.loss, **settings.contrastive.model_dump(exclude={"projection"})),

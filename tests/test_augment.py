@@ -1,13 +1,17 @@
 """Batched transforms: exact where the answer is known by hand, and random per image."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from deepcluster.augment import Augmentation, augment, normalise, to_float
+from deepcluster.augment import Augmentation, augment, augmentation_of, normalise, to_float
+from deepcluster.params import Augment
 
 EVERYTHING = Augmentation(
     crop=True, crop_scale=(0.3, 1.0), flip=True, rotation=30, translate=0.2, zoom=(0.7, 1.3), shear=15
 )
+COLOURS = {"brightness": 0.4, "contrast": 0.3, "saturation": 0.5, "hue": 0.2, "autocontrast": 0.6, "equalize": 0.5}
 
 
 def images(count=8, channels=1, height=8, width=8):
@@ -15,8 +19,13 @@ def images(count=8, channels=1, height=8, width=8):
     return torch.empty(count, channels, height, width).uniform_(generator=torch.Generator().manual_seed(7))
 
 
-def run(images_NCHW, augmentation, seed=0):
-    return augment(images_NCHW, augmentation, torch.Generator().manual_seed(seed))
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def run(images_NCHW, augmentation, seed=0, colour_seed=None):
+    colour_generator = None if colour_seed is None else seeded(colour_seed)
+    return augment(images_NCHW, augmentation, seeded(seed), colour_generator)
 
 
 def test_defaults_leave_images_alone():
@@ -169,6 +178,106 @@ def test_values_stay_in_the_range_of_the_input(padding):
     assert result.shape == extremes.shape
     assert result.min() >= 0
     assert result.max() <= 1 + 1e-5
+
+
+# Made by the code as it was before there was vertical flip and colour: published results rest on these draws.
+@pytest.mark.parametrize(
+    ("augmentation", "expected"),
+    [
+        (EVERYTHING, [[0.4305862, 0.3319454, 0.3927743, 0.2000875], [0.4791518, 0.3174444, 0.4148880, 0.1989615]]),
+        (
+            Augmentation(rotation=12.0, translate=0.1, zoom=(0.85, 1.15), shear=8.0),
+            [[0.4079354, 0.4344317, 0.4663845, 0.3115849], [0.4377584, 0.4517100, 0.5050021, 0.3365249]],
+        ),
+        (
+            Augmentation(crop=True, flip=True, padding="border"),
+            [[0.4585952, 0.3040484, 0.3275297, 0.4254782], [0.4734668, 0.2958182, 0.3173820, 0.4100216]],
+        ),
+    ],
+)
+def test_geometry_is_what_it_was(augmentation, expected):
+    ramp = torch.arange(64.0).view(1, 1, 8, 8).expand(4, 1, 8, 8) / 64
+    generator = seeded(5)
+    found = augment(ramp, augmentation, generator)[:, 0, 3, 3:5].T
+    torch.testing.assert_close(found, torch.tensor(expected), atol=2e-6, rtol=0)
+    # and it took from the generator what it took
+    torch.testing.assert_close(
+        torch.rand(2, generator=generator), torch.tensor([0.0183161, 0.4880878]), atol=1e-7, rtol=0
+    )
+
+
+@pytest.mark.parametrize("colour_seed", [None, 1, 2])
+def test_geometry_depends_on_the_first_generator_alone(colour_seed):
+    first, second = seeded(3), seeded(3)
+    colour_generator = None if colour_seed is None else seeded(colour_seed)
+    moved = augment(images(channels=3), EVERYTHING, first, colour_generator)
+    assert torch.equal(moved, run(images(channels=3), EVERYTHING, seed=3))
+    augment(images(channels=3), replace(EVERYTHING, vertical_flip=True, **COLOURS), second, colour_generator)
+    assert torch.equal(first.get_state(), second.get_state())
+
+
+def test_vertical_flip_turns_about_half_of_the_images_upside_down_and_nothing_else():
+    images_NCHW = images(count=1000)
+    flipped = run(images_NCHW, Augmentation(vertical_flip=True), colour_seed=1)
+    same = (flipped - images_NCHW).abs().amax(dim=(1, 2, 3)) < 1e-5
+    upside_down = (flipped - images_NCHW.flip(2)).abs().amax(dim=(1, 2, 3)) < 1e-5
+    assert (same ^ upside_down).all()
+    assert 440 < int(upside_down.sum()) < 560
+    # independent of the left-right flips, which stay as they were
+    both = run(images_NCHW, Augmentation(flip=True, vertical_flip=True), colour_seed=1)
+    once = run(images_NCHW, Augmentation(flip=True))
+    expected = torch.where(upside_down.view(-1, 1, 1, 1), once.flip(2), once)
+    torch.testing.assert_close(both, expected, atol=1e-5, rtol=0)
+    mirrored = (once - images_NCHW.flip(3)).abs().amax(dim=(1, 2, 3)) < 1e-5
+    assert 200 < int((mirrored & upside_down).sum()) < 300
+
+
+def test_every_setting_of_params_reaches_its_transform():
+    settings = Augment(
+        crop=True,
+        crop_scale=(0.3, 0.9),
+        crop_ratio=(0.5, 2.0),
+        flip=True,
+        vertical_flip=True,
+        rotation=1.0,
+        translate=0.2,
+        zoom=(0.9, 1.2),
+        shear=3.0,
+        brightness=0.4,
+        contrast=0.5,
+        saturation=0.6,
+        hue=0.07,
+        autocontrast=0.8,
+        equalize=0.9,
+        padding="border",
+    )
+    found = augmentation_of(settings, "digits")
+    assert vars(found) == settings.model_dump()
+    assert augmentation_of(Augment(crop=False, flip=False, padding="zeros"), "cifar10") == Augmentation()
+
+
+@pytest.mark.parametrize(
+    ("names", "flip"),
+    [
+        (("digits", "mnist", "kmnist", "usps", "gtsrb"), False),
+        (("cifar10", "stl10", "tinyimagenet", "fashionmnist", "folder"), True),
+    ],
+)
+def test_characters_and_signs_are_not_mirrored_unless_params_say_so(names, flip):
+    assert [augmentation_of(Augment(), name).flip for name in names] == [flip] * 5
+    assert [augmentation_of(Augment(flip=not flip), name).flip for name in names] == [not flip] * 5
+
+
+@pytest.mark.parametrize(
+    ("names", "padding"),
+    [
+        (("digits", "mnist", "fashionmnist", "kmnist", "usps"), "zeros"),
+        (("cifar10", "stl10", "tinyimagenet", "gtsrb", "folder"), "reflection"),
+    ],
+)
+def test_beyond_photographs_lies_their_mirror_image_and_beyond_drawings_nothing(names, padding):
+    assert [augmentation_of(Augment(), name).padding for name in names] == [padding] * 5
+    assert augmentation_of(Augment(padding="border"), names[0]).padding == "border"
 
 
 def test_to_float_and_normalise_by_hand():

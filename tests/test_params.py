@@ -198,7 +198,10 @@ IDENTICAL = (
             "train.contrastive.weight: weight and label_weight are both 0, so nothing would be trained on",
         ),
         (f"data: {{name: digits}}\naugment: {{{STILL}}}\n{VIEWS}", IDENTICAL),
-        (f"data: {{name: folder}}\naugment: {{flip: false, equalize: 1.0, {STILL}}}\n{VIEWS}", IDENTICAL),
+        (
+            f"data: {{name: folder}}\naugment: {{flip: false, equalize: 0.5, autocontrast: 0.5, {STILL}}}\n{VIEWS}",
+            IDENTICAL,
+        ),
         (f"data: {{name: mnist}}\naugment: {{saturation: 0.5, hue: 0.1, {STILL}}}\n{VIEWS}", IDENTICAL),
         ("train: {freeze: body}", "train.freeze: must be a list of names; got 'body'"),
         ("train: {freeze: [a, a]}", "train.freeze: must be a list of different names; got ['a', 'a']"),
@@ -211,7 +214,7 @@ def test_keys_that_contradict_each_other(load, text, expected):
 
 @pytest.mark.parametrize(
     "augment",
-    ["flip: true", "vertical_flip: true", "autocontrast: 0.5", "equalize: 0.5", "brightness: 0.1", "contrast: 0.1"],
+    ["flip: true", "vertical_flip: true", "brightness: 0.1", "contrast: 0.1"],
 )
 def test_one_random_transform_is_enough_for_two_views(load, augment):
     params = load(f"data: {{name: digits}}\naugment: {{{augment}, {STILL}}}\n{VIEWS}")

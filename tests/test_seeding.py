@@ -17,10 +17,10 @@ def test_every_use_has_its_own_stream():
     seeds = {
         derive_seed(seed, purpose, epoch)
         for seed in range(5)
-        for purpose in ("backbone", "kmeans", "head", "sampler", "augment")
+        for purpose in ("backbone", "kmeans", "head", "sampler", "augment", "colour")
         for epoch in range(5)
     }
-    assert len(seeds) == 125
+    assert len(seeds) == 150
 
 
 def test_same_key_same_draws():

@@ -1,6 +1,6 @@
 """params.yaml as frozen, typed sections."""
 
-from deepcluster.params.contradictions import flips
+from deepcluster.params.data_defaults import flips, padding
 from deepcluster.params.file import PARAMS_FILE, as_yaml, load_params
 from deepcluster.params.sections import Arch, Augment, Contrastive, DataName, Head, Optimizer, Params, Schedule
 
@@ -17,4 +17,5 @@ __all__ = [
     "as_yaml",
     "flips",
     "load_params",
+    "padding",
 ]

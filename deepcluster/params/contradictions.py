@@ -1,16 +1,9 @@
-"""Mistakes between keys that are each valid, and defaults that follow from the data."""
+"""Mistakes between keys that are each valid."""
 
 from collections.abc import Iterator
 
-from deepcluster.params.sections import Augment, DataName, Params
-
-GREY: tuple[DataName, ...] = ("digits", "mnist", "fashionmnist", "kmnist", "usps")
-NOT_MIRRORED: tuple[DataName, ...] = ("digits", "mnist", "kmnist", "usps", "gtsrb")  # characters and signs
-
-
-def flips(augment: Augment, data: DataName) -> bool:
-    """Whether images are mirrored left-right: as `augment.flip` says; if null, for data where that changes no class."""
-    return data not in NOT_MIRRORED if augment.flip is None else augment.flip
+from deepcluster.params.data_defaults import GREY, flips
+from deepcluster.params.sections import Params
 
 
 def contradictions(params: Params) -> Iterator[str]:
@@ -43,14 +36,12 @@ def _views_differ(params: Params) -> bool:
     augment = params.augment
     strengths = (augment.rotation, augment.translate, augment.shear, augment.brightness, augment.contrast)
     coloured = (augment.saturation, augment.hue) if _coloured(params) else ()
-    chances = (augment.autocontrast, augment.equalize)
-    return (
+    return (  # autocontrast and equalize leave many an image as it is
         augment.crop
         or flips(augment, params.data.name)
         or augment.vertical_flip
         or augment.zoom[0] < augment.zoom[1]
         or any(strength > 0 for strength in (*strengths, *coloured))
-        or any(0 < chance < 1 for chance in chances)
     )
 
 

@@ -204,6 +204,7 @@ class Augment(Section):
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     autocontrast: Share = 0.0
     equalize: Share = 0.0
+    padding: Literal["zeros", "border", "reflection"] | None = None
 
 
 class Evaluate(Section):
