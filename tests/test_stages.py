@@ -53,7 +53,8 @@ class TestParams:
 
     def test_unknown_data_set_lists_the_choices(self, refused):
         set_params(data__name="mnst")
-        expected = "must be one of 'digits', 'mnist' or 'folder'; did you mean 'mnist'?; got 'mnst'"
+        known = "'digits', 'mnist', 'fashionmnist', 'kmnist', 'usps', 'cifar10', 'stl10', 'gtsrb', 'tinyimagenet'"
+        expected = f"must be one of {known} or 'folder'; did you mean 'mnist'?; got 'mnst'"
         assert refused("prepare") == [f"params.yaml: data.name: {expected}"]
 
     def test_missing(self, refused):
