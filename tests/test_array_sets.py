@@ -9,7 +9,7 @@ import pytest
 from dataset_files import IDX_NAMES, REFUSED, cifar_batch, noise, offline, write, write_idx, write_stl10, write_usps
 from PIL import Image
 
-from deepcluster.datasets import Dataset, load_dataset
+from deepcluster.datasets import Dataset, load_dataset, resizing
 from deepcluster.errors import DataError
 
 __all__ = ["offline"]
@@ -326,6 +326,14 @@ class TestColour:
         expected = [np.asarray(Image.fromarray(np.ascontiguousarray(image)).convert("L")) for image in hwc(colour)]
         np.testing.assert_array_equal(grey.images_NCHW[:, 0], expected)
         assert len(grey.mean) == 1
+
+    def test_grey_in_several_blocks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write_stl10(tmp_path, "unlabeled", noise(5, 3, 96, 96))
+        whole = load("stl10", tmp_path, "unlabeled", grayscale=True)
+        monkeypatch.setattr(resizing, "BLOCK_BYTES", 2 * 27648)
+        np.testing.assert_array_equal(
+            load("stl10", tmp_path, "unlabeled", grayscale=True).images_NCHW, whole.images_NCHW
+        )
 
     @pytest.mark.parametrize("side", [10, 50])
     def test_resized_as_a_colour_image_of_pillow(self, tmp_path: Path, side: int) -> None:

@@ -71,41 +71,42 @@ def load_dataset(
     """
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be >= 1 or None; got {image_size}")
-
-    def indexed(
-        images_NCHW: npt.NDArray[np.uint8], targets_N: npt.NDArray[np.int64] | None, names: list[str] | None
-    ) -> Dataset:
-        plain_NCHW = grey(images_NCHW) if grayscale else images_NCHW
-        return _indexed(resized(plain_NCHW, image_size, progress), targets_N, names)
-
     match name:
-        case "digits":
-            return indexed(*read_digits(split))
-        case "mnist" | "fashionmnist" | "kmnist":
-            return indexed(*read_mnist(root, split, name))
-        case "usps":
-            return indexed(*read_usps(root, split))
-        case "cifar10":
-            return indexed(*read_cifar10(root, split))
-        case "stl10":
-            return indexed(*read_stl10(root, split))
         case "gtsrb":
             return _listed(read_gtsrb(root, split, image_size=image_size, grayscale=grayscale, progress=progress))
         case "tinyimagenet":
-            return _listed(
-                read_tinyimagenet(root, split, image_size=image_size, grayscale=grayscale, progress=progress)
-            )
+            found = read_tinyimagenet(root, split, image_size=image_size, grayscale=grayscale, progress=progress)
+            return _listed(found)
         case "folder":
-            return _listed(
-                read_folder(
-                    root,
-                    split=split,
-                    image_size=image_size,
-                    grayscale=grayscale,
-                    max_unreadable=max_unreadable,
-                    progress=progress,
-                )
+            found = read_folder(
+                root,
+                split=split,
+                image_size=image_size,
+                grayscale=grayscale,
+                max_unreadable=max_unreadable,
+                progress=progress,
             )
+            return _listed(found)
+    images_NCHW, targets_N, class_names = _read_arrays(name, root, split)
+    plain_NCHW = grey(images_NCHW) if grayscale else images_NCHW
+    return _indexed(resized(plain_NCHW, image_size, progress), targets_N, class_names)
+
+
+def _read_arrays(
+    name: str, root: Path, split: str
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64] | None, list[str] | None]:
+    """The sets whose images lie in arrays, all of one size: images, targets, class names."""
+    match name:
+        case "digits":
+            return read_digits(split)
+        case "mnist" | "fashionmnist" | "kmnist":
+            return read_mnist(root, split, name)
+        case "usps":
+            return read_usps(root, split)
+        case "cifar10":
+            return read_cifar10(root, split)
+        case "stl10":
+            return read_stl10(root, split)
         case _:
             known = ", ".join(DATA_NAMES)
             raise DataError(f"unknown data set {name!r}: expected one of {known}{nearest(name, DATA_NAMES)}")

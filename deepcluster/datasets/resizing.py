@@ -5,7 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-BLOCK = 1024
+REPORT_EVERY = 1024
+BLOCK_BYTES = 2**22
 # ITU-R 601 in 65,536ths, as Pillow's convert("L") has it.
 RED, GREEN, BLUE, HALF = 19595, 38470, 7471, 1 << 15
 
@@ -16,9 +17,10 @@ def grey(images_NCHW: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     if channels == 1:
         return images_NCHW
     result = np.empty((number, 1, height, width), np.uint8)
-    for start in range(0, number, BLOCK):
-        red, green, blue = images_NCHW[start : start + BLOCK].astype(np.uint32).swapaxes(0, 1)
-        result[start : start + BLOCK, 0] = (RED * red + GREEN * green + BLUE * blue + HALF) >> 16
+    step = max(1, BLOCK_BYTES // images_NCHW[0].size)
+    for start in range(0, number, step):
+        red, green, blue = images_NCHW[start : start + step].astype(np.uint32).swapaxes(0, 1)
+        result[start : start + step, 0] = (RED * red + GREEN * green + BLUE * blue + HALF) >> 16
     return result
 
 
@@ -40,7 +42,7 @@ def resized(
                 plane = Image.fromarray(np.ascontiguousarray(images_NCHW[index, channel]))
                 scaled = plane.resize((image_size, image_size), Image.Resampling.BILINEAR)
                 result[index, channel] = np.asarray(scaled)
-            if progress is not None and index % BLOCK == 0:
+            if progress is not None and index % REPORT_EVERY == 0:
                 progress(index, number)
     if progress is not None:
         progress(number, number)
