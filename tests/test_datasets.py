@@ -89,7 +89,10 @@ def test_statistics_of_several_blocks_and_of_constant_images() -> None:
 def test_unknown_name_gets_a_suggestion(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load("mnits", tmp_path, "train")
-    expected = "unknown data set 'mnits': expected one of digits, mnist, folder; did you mean 'mnist'?"
+    expected = (
+        "unknown data set 'mnits': expected one of digits, mnist, fashionmnist, kmnist, usps, cifar10, stl10, gtsrb, "
+        "tinyimagenet, folder; did you mean 'mnist'?"
+    )
     assert str(caught.value) == expected
 
 
@@ -117,7 +120,7 @@ class TestMnist:
     def test_reads_files_where_they_lie(
         self, tmp_path: Path, below: str, packed: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(mnist, "_download", lambda root: pytest.fail("needs no download"))
+        monkeypatch.setattr(mnist, "_download", lambda *_: pytest.fail("needs no download"))
         write(tmp_path / below, TRAIN_IMAGES, idx(PIXELS), packed=packed)
         write(tmp_path / below, TRAIN_LABELS, idx(LABELS), packed=packed)
         before = sorted(tmp_path.rglob("*"))
@@ -161,7 +164,7 @@ class TestMnist:
         assert "or allow network access" in text
 
     def test_download_is_used_when_a_file_is_missing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def arrive(root: Path) -> None:
+        def arrive(root: Path, name: str) -> None:
             write(root / "MNIST" / "raw", TRAIN_LABELS, idx(LABELS))
 
         monkeypatch.setattr(mnist, "_download", arrive)
@@ -173,7 +176,7 @@ class TestMnist:
         root = tmp_path / "root"
         root.mkdir()
         (root / "MNIST").symlink_to(tmp_path / "elsewhere")
-        with pytest.raises(DataError, match="is a link that leads out of"):
+        with pytest.raises(DataError, match="raw: a link on the way leads out of"):
             load("mnist", root, "train")
         assert list((tmp_path / "elsewhere").iterdir()) == []
 

@@ -21,29 +21,19 @@ Shapes: N images, C channels (1 or 3), S pixels a side.
 """
 
 import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from deepcluster.datasets.decoding import FORMATS, decode_files, strict_pillow
 from deepcluster.errors import DataError
 
-if TYPE_CHECKING:
-    from PIL import Image as PILImage
-
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-# Never more than these, whatever a file is called: Pillow would start Ghostscript for an EPS file named .jpg.
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 LARGEST_NATIVE = 256
-PIXEL_LIMIT = 89_478_485  # Pillow refuses twice this
 SHOWN = 5
-FILES_PER_TASK = 16
 WHOLE_FOLDER = ("", "all", "train")
 
 
@@ -74,9 +64,9 @@ def read_folder(
     listed, refused = list_images(root, base)
     if not listed and not refused:
         raise DataError(f"{base}: holds no images ({' '.join(EXTENSIONS)})")
-    with _strict_pillow():
+    with strict_pillow():
         side = image_size if image_size is not None else _common_side(root, listed)
-        images_NCHW, broken = _decode_all(root, listed, side, 1 if grayscale else 3, progress)
+        images_NCHW, broken = decode_files(root, listed, side=side, channels=1 if grayscale else 3, progress=progress)
     unreadable = dict(sorted({**refused, **broken}.items()))
     _check_share(base, unreadable, len(listed) + len(refused), max_unreadable)
     kept = [sample_id for sample_id in listed if sample_id not in broken]
@@ -127,95 +117,6 @@ def list_images(root: Path, base: Path) -> tuple[list[str], dict[str, str]]:
             else:
                 listed.append(_relative(root, path))
     return sorted(listed), refused
-
-
-def decode(path: Path, side: int, channels: int) -> npt.NDArray[np.uint8]:
-    """One image file as uint8 [C, S, S]: upright, on white, centre square, scaled to side."""
-    from PIL import Image
-
-    with Image.open(path, formats=FORMATS) as image:
-        image.draft(image.mode, (2 * side, 2 * side))  # lets JPEG decode large photographs at 1/2, 1/4 or 1/8
-        image.load()
-        plain = _plain(_upright(image), channels)
-    size = min(plain.size)
-    left, top = (plain.width - size) // 2, (plain.height - size) // 2
-    square = plain.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, left + size, top + size))
-    return np.asarray(square, np.uint8).reshape(side, side, channels).transpose(2, 0, 1)
-
-
-def _upright(image: "PILImage.Image") -> "PILImage.Image":
-    from PIL.Image import Transpose
-
-    turns = {
-        2: Transpose.FLIP_LEFT_RIGHT,
-        3: Transpose.ROTATE_180,
-        4: Transpose.FLIP_TOP_BOTTOM,
-        5: Transpose.TRANSPOSE,
-        6: Transpose.ROTATE_270,
-        7: Transpose.TRANSVERSE,
-        8: Transpose.ROTATE_90,
-    }
-    turn = turns.get(image.getexif().get(0x0112, 1))
-    return image if turn is None else image.transpose(turn)
-
-
-def _plain(image: "PILImage.Image", channels: int) -> "PILImage.Image":
-    """An image of any mode as L or RGB, without transparency."""
-    from PIL import Image
-
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range")
-    if image.mode.startswith("I"):
-        image = _eight_bit(image)
-    elif image.has_transparency_data:
-        seen = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
-    return image.convert("L" if channels == 1 else "RGB")
-
-
-def _eight_bit(image: "PILImage.Image") -> "PILImage.Image":
-    """16-bit grey as 8-bit, rounded. Pillow's own conversion clips at 255 instead."""
-    from PIL import Image
-
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError("integer pixels outside 0 to 65535")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-
-
-def _decode_all(
-    root: Path, listed: Sequence[str], side: int, channels: int, progress: Callable[[int, int], None] | None
-) -> tuple[npt.NDArray[np.uint8], dict[str, str]]:
-    """Every listed image in its row of one array, and the reasons of those that failed (their rows are undefined)."""
-    images_NCHW = _allocate(len(listed), channels, side)
-
-    def task(start: int) -> dict[str, str]:
-        failures = {}
-        for index in range(start, min(start + FILES_PER_TASK, len(listed))):
-            try:
-                images_NCHW[index] = decode(root / listed[index], side, channels)
-            except Exception as problem:  # Pillow's readers raise nearly every kind of error on damaged files
-                failures[listed[index]] = _reason(problem, root / listed[index])
-        return failures
-
-    broken: dict[str, str] = {}
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        starts = range(0, len(listed), FILES_PER_TASK)
-        for start, failures in zip(starts, pool.map(task, starts), strict=True):
-            broken |= failures
-            if progress is not None:
-                progress(min(start + FILES_PER_TASK, len(listed)), len(listed))
-    return images_NCHW, broken
-
-
-def _allocate(number: int, channels: int, side: int) -> npt.NDArray[np.uint8]:
-    try:
-        return np.empty((number, channels, side, side), np.uint8)
-    except MemoryError as problem:
-        need = number * channels * side * side / 2**30
-        raise DataError(
-            f"{number} images of {side}x{side} need {need:.1f} GiB of memory; lower image_size"
-        ) from problem
 
 
 def _common_side(root: Path, listed: Sequence[str]) -> int:
@@ -295,32 +196,3 @@ def _relative(root: Path, path: str) -> str:
     Names with such bytes are only ever refused, so the written form never has to lead back to the file.
     """
     return Path(path).relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode()
-
-
-def _reason(problem: Exception, path: Path) -> str:
-    from PIL import Image, UnidentifiedImageError
-
-    if isinstance(problem, UnidentifiedImageError):
-        return "empty file" if path.stat().st_size == 0 else "not an image of a known format"
-    if isinstance(problem, Image.DecompressionBombError):
-        return f"over {2 * PIXEL_LIMIT:,} pixels, refused"
-    if isinstance(problem, OSError) and problem.strerror:
-        return problem.strerror
-    lines = str(problem).splitlines()
-    return lines[0] if lines else type(problem).__name__
-
-
-@contextmanager
-def _strict_pillow() -> Iterator[None]:
-    """Pillow as the rules need it, whatever else in the process has set: no truncated files, no bombs, no chatter."""
-    from PIL import Image, ImageFile
-
-    Image.init()  # here, as two threads that meet in its lazy start could miss a format
-    before = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
-    ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = False, PIXEL_LIMIT
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = before

@@ -6,17 +6,23 @@ Shapes: N images, C channels (1 or 3), H and W pixels.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from deepcluster.datasets.cifar import read_cifar10
 from deepcluster.datasets.digits import read_digits
-from deepcluster.datasets.folder import read_folder
+from deepcluster.datasets.folder import FolderImages, read_folder
+from deepcluster.datasets.gtsrb import read_gtsrb
 from deepcluster.datasets.mnist import read_mnist
+from deepcluster.datasets.resizing import grey, resized
+from deepcluster.datasets.stl10 import read_stl10
+from deepcluster.datasets.tinyimagenet import read_tinyimagenet
+from deepcluster.datasets.usps import read_usps
 from deepcluster.errors import DataError, nearest
+from deepcluster.params.sections import DataName
 
-DataName = Literal["digits", "mnist", "folder"]
 DATA_NAMES: tuple[str, ...] = get_args(DataName)
 SMALLEST_STD = 1 / 255  # one grey level: dividing constant images by it stays harmless
 
@@ -55,23 +61,24 @@ def load_dataset(
     """The data set `name` (see `DataName`) as uint8 arrays, in an order that never changes.
 
     digits: needs no files; split "all" or "train", both all 1,797 images of 8x8.
-    mnist: below root as torchvision lays it out, downloaded if absent; split "train" or "test".
+    mnist, fashionmnist, kmnist, usps, cifar10, gtsrb: split "train" or "test". tinyimagenet: also "val"; its "test" has
+    no labels. stl10: also "unlabeled" and "train+unlabeled", without targets. All of them lie below root as torchvision
+    lays them out, and are downloaded if absent.
     folder: any folder of images; see `deepcluster.datasets.folder` for its rules.
-    image_size: side of the square result; None keeps the native size. progress(done, total) is called now and then.
-    grayscale only matters for folders: digits and mnist have one channel anyway.
-    Raises DataError for anything the user can mend.
+    image_size: side of the square result; None keeps the native size, of gtsrb, which has none, 32.
+    grayscale: one channel, ITU-R 601. max_unreadable: for folders only, elsewhere an unreadable file is an error.
+    progress(done, total) is called now and then. Raises DataError for anything the user can mend.
     """
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be >= 1 or None; got {image_size}")
     match name:
-        case "digits":
-            images, targets, names = read_digits(split)
-            return _indexed(_resized(images, image_size, progress), targets, names)
-        case "mnist":
-            images, targets, names = read_mnist(root, split)
-            return _indexed(_resized(images, image_size, progress), targets, names)
+        case "gtsrb":
+            return _listed(read_gtsrb(root, split, image_size=image_size, grayscale=grayscale, progress=progress))
+        case "tinyimagenet":
+            found = read_tinyimagenet(root, split, image_size=image_size, grayscale=grayscale, progress=progress)
+            return _listed(found)
         case "folder":
-            folder = read_folder(
+            found = read_folder(
                 root,
                 split=split,
                 image_size=image_size,
@@ -79,16 +86,27 @@ def load_dataset(
                 max_unreadable=max_unreadable,
                 progress=progress,
             )
-            mean, std = channel_statistics(folder.images_NCHW)
-            return Dataset(
-                folder.images_NCHW,
-                folder.sample_ids,
-                folder.targets_N,
-                folder.class_names,
-                mean,
-                std,
-                folder.skipped,
-            )
+            return _listed(found)
+    images_NCHW, targets_N, class_names = _read_arrays(name, root, split)
+    plain_NCHW = grey(images_NCHW) if grayscale else images_NCHW
+    return _indexed(resized(plain_NCHW, image_size, progress), targets_N, class_names)
+
+
+def _read_arrays(
+    name: str, root: Path, split: str
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64] | None, list[str] | None]:
+    """The sets whose images lie in arrays, all of one size: images, targets, class names."""
+    match name:
+        case "digits":
+            return read_digits(split)
+        case "mnist" | "fashionmnist" | "kmnist":
+            return read_mnist(root, split, name)
+        case "usps":
+            return read_usps(root, split)
+        case "cifar10":
+            return read_cifar10(root, split)
+        case "stl10":
+            return read_stl10(root, split)
         case _:
             known = ", ".join(DATA_NAMES)
             raise DataError(f"unknown data set {name!r}: expected one of {known}{nearest(name, DATA_NAMES)}")
@@ -118,28 +136,14 @@ def _histogram(images_NCHW: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     return counts
 
 
-def _indexed(images_NCHW: npt.NDArray[np.uint8], targets_N: npt.NDArray[np.int64], names: list[str]) -> Dataset:
+def _indexed(
+    images_NCHW: npt.NDArray[np.uint8], targets_N: npt.NDArray[np.int64] | None, names: list[str] | None
+) -> Dataset:
     mean, std = channel_statistics(images_NCHW)
     sample_ids = [str(index) for index in range(len(images_NCHW))]
     return Dataset(images_NCHW, sample_ids, targets_N, names, mean, std, skipped=[])
 
 
-def _resized(
-    images_N1HW: npt.NDArray[np.uint8], image_size: int | None, progress: Progress | None
-) -> npt.NDArray[np.uint8]:
-    """Square one-channel images at image_size pixels (bilinear, antialiased when shrinking)."""
-    number = len(images_N1HW)
-    if image_size is None or images_N1HW.shape[2:] == (image_size, image_size):
-        result = images_N1HW
-    else:
-        from PIL import Image
-
-        result = np.empty((number, 1, image_size, image_size), np.uint8)
-        for index in range(number):
-            image = Image.fromarray(images_N1HW[index, 0])
-            result[index, 0] = np.asarray(image.resize((image_size, image_size), Image.Resampling.BILINEAR))
-            if progress is not None and index % 1024 == 0:
-                progress(index, number)
-    if progress is not None:
-        progress(number, number)
-    return result
+def _listed(found: FolderImages) -> Dataset:
+    mean, std = channel_statistics(found.images_NCHW)
+    return Dataset(found.images_NCHW, found.sample_ids, found.targets_N, found.class_names, mean, std, found.skipped)

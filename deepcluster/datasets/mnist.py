@@ -1,33 +1,45 @@
-"""MNIST from its IDX files, raw or gzipped, at ROOT/MNIST/raw (torchvision's layout) or directly at ROOT.
+"""MNIST and its kin (Fashion-MNIST, Kuzushiji-MNIST) from their IDX files, raw or gzipped.
 
-Files are read where they lie, also the gzipped ones. Only when one is missing does torchvision download the set, into
-ROOT/MNIST/raw. Nothing is ever written outside ROOT.
+They lie at ROOT/MNIST/raw, ROOT/FashionMNIST/raw, ROOT/KMNIST/raw (torchvision's layout). MNIST's may also lie
+directly at ROOT; the others' may not, since their files have the same names. Files are read where they lie, also the
+gzipped ones. Only when one is missing does torchvision download the set. Nothing is ever written outside ROOT.
 """
 
 import gzip
 import struct
 import zlib
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from deepcluster.errors import DataError, nearest
+from deepcluster.datasets.fetch import FETCH_AGAIN, check_split, ensure, keep_inside
+from deepcluster.errors import DataError
 
+MnistName = Literal["mnist", "fashionmnist", "kmnist"]
 FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
+FOLDERS: dict[MnistName, str] = {"mnist": "MNIST", "fashionmnist": "FashionMNIST", "kmnist": "KMNIST"}
+CLASS_NAMES: dict[MnistName, tuple[str, ...]] = {
+    "mnist": ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9"),
+    "fashionmnist": (
+        "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+    ),
+    "kmnist": ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
+}  # fmt: skip
 UNSIGNED_BYTE = 8
 CLASSES = 10
 
 
-def read_mnist(root: Path, split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], list[str]]:
+def read_mnist(
+    root: Path, split: str, name: MnistName = "mnist"
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], list[str]]:
     """Images uint8 [N, 1, H, W] (28x28), targets int64 [N], class names; split is "train" or "test"."""
-    if split not in FILES:
-        raise DataError(f"mnist has no split {split!r}: expected train or test{nearest(split, FILES)}")
-    images_file, labels_file = _locate(root, split)
+    check_split(name, split, FILES)
+    images_file, labels_file = _locate(root, split, name)
     images_NHW = read_idx(images_file, dimensions=3)
     targets_N = read_idx(labels_file, dimensions=1).astype(np.int64)
     if len(images_NHW) != len(targets_N):
@@ -36,7 +48,7 @@ def read_mnist(root: Path, split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArr
         raise DataError(f"{images_file}: holds no images")
     if targets_N.max() >= CLASSES:
         raise DataError(f"{labels_file}: labels must be 0 to 9; got {targets_N.max()}")
-    return images_NHW[:, None], targets_N, [str(digit) for digit in range(CLASSES)]
+    return images_NHW[:, None], targets_N, list(CLASS_NAMES[name])
 
 
 def read_idx(path: Path, *, dimensions: int) -> npt.NDArray[np.uint8]:
@@ -49,11 +61,10 @@ def read_idx(path: Path, *, dimensions: int) -> npt.NDArray[np.uint8]:
             shape = struct.unpack(f">{dimensions}I", stream.read(4 * dimensions))
             body = stream.read()
     except (OSError, EOFError, zlib.error, struct.error) as problem:
-        raise DataError(f"{path}: cannot be read ({problem}); delete it and fetch it again") from problem
+        raise DataError(f"{path}: cannot be read ({problem}); {FETCH_AGAIN}") from problem
     expected = int(np.prod(shape, dtype=object))
     if len(body) != expected:
-        remedy = "delete it and fetch it again"
-        raise DataError(f"{path}: damaged, its header promises {expected} bytes and {len(body)} follow; {remedy}")
+        raise DataError(f"{path}: damaged, its header promises {expected} bytes and {len(body)} follow; {FETCH_AGAIN}")
     return np.frombuffer(body, np.uint8).reshape(shape).copy()  # frombuffer alone would be read-only
 
 
@@ -61,40 +72,36 @@ def _open(path: Path) -> IO[bytes]:
     return cast("IO[bytes]", gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
 
 
-def _find(root: Path, name: str) -> Path | None:
-    raw = root / "MNIST" / "raw"
-    places = (raw / name, raw / f"{name}.gz", root / name, root / f"{name}.gz")
+def _find(root: Path, name: MnistName, file: str) -> Path | None:
+    raw = root / FOLDERS[name] / "raw"
+    places = [raw / file, raw / f"{file}.gz"]
+    if name == "mnist":
+        places += [root / file, root / f"{file}.gz"]
     return next((place for place in places if place.is_file()), None)
 
 
-def _locate(root: Path, split: str) -> tuple[Path, Path]:
+def _locate(root: Path, split: str, name: MnistName) -> tuple[Path, Path]:
     """The image and label file of a split, downloaded if one of them is missing."""
-    names = FILES[split]
-    cause: Exception | None = None
-    if any(_find(root, name) is None for name in names):
-        try:
-            _download(root)
-        except Exception as problem:
-            cause = problem
-    images_file, labels_file = _find(root, names[0]), _find(root, names[1])
-    if images_file is None or labels_file is None:
-        raise DataError(
-            f"mnist is not in {root} and could not be downloaded ({_first_line(cause)}): put {names[0]}.gz and "
-            f"{names[1]}.gz into {root / 'MNIST' / 'raw'}, or allow network access"
-        ) from cause
+
+    def found() -> list[Path]:
+        return [place for file in FILES[split] if (place := _find(root, name, file))]
+
+    first, second = FILES[split]
+    remedy = f"put {first}.gz and {second}.gz into {root / FOLDERS[name] / 'raw'}"
+    ensure(name, root, present=lambda: len(found()) == 2, download=lambda: _download(root, name), remedy=lambda: remedy)
+    images_file, labels_file = found()
     return images_file, labels_file
 
 
-def _download(root: Path) -> None:
-    """Let torchvision fetch all four files into ROOT/MNIST/raw and check their MD5."""
-    raw = root / "MNIST" / "raw"
-    if not raw.resolve().is_relative_to(root.resolve()):
-        raise OSError(f"{raw} is a link that leads out of {root}")
-    from torchvision.datasets import MNIST  # type: ignore[import-untyped, unused-ignore]
+def _download(root: Path, name: MnistName) -> None:
+    """Let torchvision fetch all four files into ROOT/CLASS/raw and check their MD5."""
+    keep_inside(root, root / FOLDERS[name] / "raw")
+    from torchvision import datasets
 
-    MNIST(root, download=True)
-
-
-def _first_line(problem: Exception | None) -> str:
-    lines = str(problem).strip().splitlines() if problem else []
-    return lines[0].rstrip(":") if lines else type(problem).__name__ if problem else "nothing arrived"
+    match name:
+        case "mnist":
+            datasets.MNIST(root, download=True)
+        case "fashionmnist":
+            datasets.FashionMNIST(root, download=True)
+        case "kmnist":
+            datasets.KMNIST(root, download=True)

@@ -1,0 +1,161 @@
+"""Getting a data set's files to where its reader looks: by torchvision's download, by an archive, or a clear error.
+
+Archives keep the name and the place that torchvision gives them. What they hold is unpacked beside its place and
+renamed into it, so what an interrupted run leaves is never taken for the data (a killed one leaves
+`.unpacked-*.partial`, to be deleted by hand). Nothing is written outside of ROOT.
+"""
+
+import os
+import shutil
+import stat
+import tarfile
+import tempfile
+import textwrap
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from deepcluster.errors import DataError, nearest
+
+FETCH_AGAIN = "delete it and fetch it again"
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file to download, its MD5, and what is needed of its content: files or whole folders, in the order to place."""
+
+    url: str
+    md5: str
+    gives: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.url.rpartition("/")[2]
+
+
+def check_split(name: str, split: str, known: Iterable[str]) -> None:
+    """DataError unless the data set has this split."""
+    *others, last = known
+    if split not in (*others, last):
+        expected = f"{', '.join(others)} or {last}"
+        raise DataError(f"{name} has no split {split!r}: expected {expected}{nearest(split, (*others, last))}")
+
+
+def ensure(
+    name: str, root: Path, *, present: Callable[[], bool], download: Callable[[], object], remedy: Callable[[], str]
+) -> None:
+    """Call `download` if files are missing; DataError with `remedy` ("put ... into ...") if they still are."""
+    if present():
+        return
+    cause: Exception | None = None
+    try:
+        download()
+    except DataError:
+        raise
+    except Exception as problem:  # torchvision lets through URLError, OSError, RuntimeError, http.client's and more
+        cause = problem
+    if not present():
+        raise DataError(
+            f"{name} is not in {root} and could not be downloaded ({reason(cause)}): {remedy()}, "
+            "or allow network access"
+        ) from cause
+
+
+def ensure_unpacked(name: str, root: Path, base: Path, archives: Sequence[Archive]) -> None:
+    """Everything that the archives give, below the folder `base` in `root`; downloaded and unpacked where missing."""
+
+    def missing() -> list[Archive]:
+        return [archive for archive in archives if any(not (base / part).exists() for part in archive.gives)]
+
+    def download() -> None:
+        for archive in missing():
+            _place(archive, root, base)
+
+    def remedy() -> str:
+        lacking = missing()
+        names = " and ".join(f"{archive.name} (MD5 {archive.md5})" for archive in lacking)
+        parts = ", ".join(part for archive in lacking for part in archive.gives)
+        return f"put {names}, or unpacked {parts}, into {base}"
+
+    ensure(name, root, present=lambda: not missing(), download=download, remedy=remedy)
+
+
+def keep_inside(root: Path, target: Path) -> None:
+    """OSError if a link would lead what is written to `target` out of `root`."""
+    if not target.resolve().is_relative_to(root.resolve()):
+        raise OSError(f"{target}: a link on the way leads out of {root}")
+
+
+def reason(problem: Exception | None) -> str:
+    """An exception's text on one line."""
+    text = " ".join(str(problem or "nothing arrived").split()) or type(problem).__name__
+    return textwrap.shorten(text, 200, placeholder=" ...")
+
+
+def unpack(archive: Path, target: Path) -> None:
+    """Unpack a .zip or .tar.gz into the new folder `target`: plain files and folders, all of them inside of it.
+
+    DataError for a damaged archive, and for names or links that lead elsewhere.
+    """
+    target.mkdir(parents=True)
+    opened = _zip_members if archive.suffix == ".zip" else _tar_members
+    try:
+        for member, source in opened(archive):
+            path = target.joinpath(*_safe_parts(archive, member))
+            (path if source is None else path.parent).mkdir(parents=True, exist_ok=True)
+            if source is not None:
+                with source, path.open("wb") as file:
+                    shutil.copyfileobj(source, file, 1 << 20)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, NotImplementedError, RuntimeError) as problem:
+        raise DataError(f"{archive}: damaged ({reason(problem)}); {FETCH_AGAIN}") from problem
+
+
+def _place(archive: Archive, root: Path, base: Path) -> None:
+    """Put what `archive` gives and is missing into its place below base; the archive stays, as with torchvision."""
+    for target in (base / archive.name, *(base / part for part in archive.gives)):
+        keep_inside(root, target)
+    from torchvision.datasets.utils import download_url
+
+    download_url(archive.url, base, archive.name, archive.md5)
+    with tempfile.TemporaryDirectory(prefix=".unpacked-", suffix=".partial", dir=base) as beside:
+        content = Path(beside) / "content"
+        unpack(base / archive.name, content)
+        os.sync()  # one for all: fsync of a hundred thousand small files takes minutes
+        for part in archive.gives:
+            if not (content / part).exists():
+                raise DataError(f"{base / archive.name}: does not hold {part}")
+            if not (base / part).exists():
+                (base / part).parent.mkdir(parents=True, exist_ok=True)
+                (content / part).rename(base / part)
+
+
+def _zip_members(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
+    """Name and content of each file, None for folders."""
+    with zipfile.ZipFile(archive) as opened:
+        for info in opened.infolist():
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise _refused(archive, info.filename, "is neither a file nor a folder")
+            yield info.filename, None if info.is_dir() else opened.open(info)
+
+
+def _tar_members(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
+    with tarfile.open(archive, "r|*") as opened:  # a stream: gzip cannot seek without unpacking anew
+        for info in opened:
+            if not (info.isfile() or info.isdir()):
+                raise _refused(archive, info.name, "is neither a file nor a folder")
+            yield info.name, opened.extractfile(info)
+
+
+def _safe_parts(archive: Path, member: str) -> tuple[str, ...]:
+    path = PurePosixPath(member)
+    if path.is_absolute() or ".." in path.parts or "\\" in member or ":" in member or "\0" in member:
+        raise _refused(archive, member, "leads out of the folder")
+    return path.parts
+
+
+def _refused(archive: Path, member: str, why: str) -> DataError:
+    return DataError(f"{archive}: refused, as {member!r} in it {why}; {FETCH_AGAIN}")

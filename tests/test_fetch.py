@@ -1,0 +1,243 @@
+"""Archives: what torchvision would download, unpacked safely and whole or not at all."""
+
+import hashlib
+import io
+import stat
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dataset_files import REFUSED, cifar_batch, noise, offline, write, write_tinyimagenet
+
+from deepcluster.datasets import cifar, fetch, gtsrb, load_dataset, mnist, stl10, tinyimagenet, usps
+from deepcluster.datasets.fetch import Archive, ensure_unpacked, unpack
+from deepcluster.errors import DataError
+
+__all__ = ["offline"]
+pytestmark = pytest.mark.usefixtures("offline")
+
+
+def zipped(path: Path, files: dict[str, bytes], *, mode: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            info = zipfile.ZipInfo(name)
+            info.external_attr = mode << 16
+            archive.writestr(info, content)
+    return path
+
+
+def tarred(path: Path, files: dict[str, bytes], **attributes: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            for key, value in attributes.items():
+                setattr(info, key, value)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def packed(kind: str, folder: Path, files: dict[str, bytes]) -> Path:
+    return zipped(folder / "some.zip", files) if kind == "zip" else tarred(folder / "some.tar.gz", files)
+
+
+def archive_of(path: Path, *gives: str) -> Archive:
+    digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    return Archive(f"https://example.org/files/{path.name}", digest, gives)
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+class TestUnpack:
+    def test_files_and_folders(self, tmp_path: Path, kind: str) -> None:
+        unpack(packed(kind, tmp_path, {"a/b/1.txt": b"one", "./2.txt": b"two", "a/3": b""}), tmp_path / "out")
+        assert tree(tmp_path / "out") == ["2.txt", "a", "a/3", "a/b", "a/b/1.txt"]
+        assert (tmp_path / "out/a/b/1.txt").read_bytes() == b"one"
+
+    @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/tmp/evil", "a\\..\\..\\evil", "C:/evil"])
+    def test_names_that_lead_out(self, tmp_path: Path, kind: str, name: str) -> None:
+        path = packed(kind, tmp_path / "in", {"good": b"", name: b"evil"})
+        with pytest.raises(DataError) as caught:
+            unpack(path, tmp_path / "in/out")
+        said = f"{path}: refused, as {name!r} in it leads out of the folder; delete it and fetch it again"
+        assert str(caught.value) == said
+        assert [found for found in tree(tmp_path) if "evil" in found] == []
+
+    def test_damaged(self, tmp_path: Path, kind: str) -> None:
+        path = packed(kind, tmp_path, {"a": noise(5000).tobytes()})
+        whole = path.read_bytes()
+        for content in (whole[:3000], b"", b"<html>not found</html>"):
+            path.write_bytes(content)
+            with pytest.raises(DataError, match=r": damaged \(.+\); delete it and fetch it again"):
+                unpack(path, tmp_path / f"out {len(content)}")
+
+
+class TestLinks:
+    def test_in_a_zip(self, tmp_path: Path) -> None:
+        path = zipped(tmp_path / "some.zip", {"link": b"/etc/passwd"}, mode=stat.S_IFLNK | 0o777)
+        with pytest.raises(DataError, match="refused, as 'link' in it is neither a file nor a folder"):
+            unpack(path, tmp_path / "out")
+
+    @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+    def test_in_a_tar(self, tmp_path: Path, kind: bytes) -> None:
+        path = tarred(tmp_path / "some.tar.gz", {"link": b""}, type=kind, linkname="/etc/passwd")
+        with pytest.raises(DataError, match="refused, as 'link' in it is neither a file nor a folder"):
+            unpack(path, tmp_path / "out")
+        assert tree(tmp_path / "out") == []
+
+
+class TestEnsureUnpacked:
+    def test_an_archive_at_hand_needs_no_network(self, tmp_path: Path) -> None:
+        path = tarred(tmp_path / "data/set.tar.gz", {"set/1": b"one", "set/2": b"two", "set/readme": b"hello"})
+        ensure_unpacked("set", tmp_path / "data", tmp_path / "data", [archive_of(path, "set/1", "set/2")])
+        assert tree(tmp_path / "data") == ["set", "set.tar.gz", "set/1", "set/2"]
+
+    def test_what_is_there_is_kept(self, tmp_path: Path) -> None:
+        path = tarred(tmp_path / "set.tar.gz", {"set/1": b"one", "set/2": b"two"})
+        write(tmp_path / "set/1", b"mine")
+        ensure_unpacked("set", tmp_path, tmp_path, [archive_of(path, "set/1", "set/2")])
+        assert ((tmp_path / "set/1").read_bytes(), (tmp_path / "set/2").read_bytes()) == (b"mine", b"two")
+
+    def test_another_archive_of_the_same_name_is_not_taken(self, tmp_path: Path) -> None:
+        path = zipped(tmp_path / "set.zip", {"set/1": b"one"})
+        right = archive_of(path, "set")
+        zipped(path, {"set/1": b"another"})
+        with pytest.raises(DataError) as caught:
+            ensure_unpacked("set", tmp_path, tmp_path, [right])
+        assert str(caught.value) == (
+            f"set is not in {tmp_path} and could not be downloaded ({REFUSED}): "
+            f"put set.zip (MD5 {right.md5}), or unpacked set, into {tmp_path}, or allow network access"
+        )
+        assert tree(tmp_path) == ["set.zip"]
+
+    @pytest.mark.parametrize("stopped", [KeyboardInterrupt, OSError(28, "No space left on device")])
+    def test_an_interrupted_unpack_leaves_nothing(
+        self, tmp_path: Path, stopped: BaseException, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = zipped(tmp_path / "set.zip", {"set/1": b"one", "set/2": b"two"})
+        archive, copy = archive_of(path, "set"), fetch.shutil.copyfileobj
+
+        def stop_at_the_second(source: Any, file: Any, length: int) -> None:
+            if file.name.endswith("2"):
+                raise stopped
+            copy(source, file, length)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(fetch.shutil, "copyfileobj", stop_at_the_second)
+            with pytest.raises((KeyboardInterrupt, DataError)):
+                ensure_unpacked("set", tmp_path, tmp_path, [archive])
+        assert tree(tmp_path) == ["set.zip"]
+        ensure_unpacked("set", tmp_path, tmp_path, [archive])
+        assert tree(tmp_path) == ["set", "set.zip", "set/1", "set/2"]
+
+    def test_an_archive_of_something_else(self, tmp_path: Path) -> None:
+        path = zipped(tmp_path / "set.zip", {"other/1": b"one"})
+        with pytest.raises(DataError, match=r"set\.zip: does not hold set$"):
+            ensure_unpacked("set", tmp_path, tmp_path, [archive_of(path, "set")])
+
+    def test_nothing_is_written_through_a_link_out_of_the_root(self, tmp_path: Path) -> None:
+        path = zipped(tmp_path / "root/set.zip", {"set/1": b"one"})
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "root/set").symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(DataError, match=r"set/1: a link on the way leads out of"):
+            ensure_unpacked("set", tmp_path / "root", tmp_path / "root", [archive_of(path, "set/1")])
+        assert tree(tmp_path / "elsewhere") == []
+
+    def test_a_root_that_is_a_file(self, tmp_path: Path) -> None:
+        root = write(tmp_path / "root", b"")
+        with pytest.raises(DataError, match=r"^set is not in .* could not be downloaded \(.+\): put set\.zip"):
+            ensure_unpacked("set", root, root, [Archive("https://example.org/set.zip", "0" * 32, ("set",))])
+
+
+class TestDownloads:
+    """What arrives over the network is torchvision's affair; here it is handed over by a stand-in for `urlopen`."""
+
+    @pytest.fixture
+    def served(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+        """Files by the last part of their URL."""
+        files: dict[str, bytes] = {}
+
+        class Response(io.BytesIO):
+            url: str | None = None
+            length: int = 0
+
+        def urlopen(request: Any, *_: object, **__: object) -> Response:
+            response = Response(files[request.full_url.rpartition("/")[2]])
+            response.length = len(response.getvalue())
+            return response
+
+        monkeypatch.setattr("urllib.request.urlopen", urlopen)
+        return files
+
+    def test_tiny_imagenet_arrives_whole(
+        self, tmp_path: Path, served: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_tinyimagenet(tmp_path / "made/tiny-imagenet-200", ("n2", "n1"))
+        made = tmp_path / "made"
+        files = {name: (made / name).read_bytes() for name in tree(made) if (made / name).is_file()}
+        path = zipped(tmp_path / "tiny-imagenet-200.zip", files)
+        served[path.name] = path.read_bytes()
+        monkeypatch.setattr(tinyimagenet, "ARCHIVE", archive_of(path, "tiny-imagenet-200"))
+        root = tmp_path / "root"
+        data = load_dataset("tinyimagenet", root=root, split="val", image_size=None, grayscale=False)
+        assert data.targets_N is not None
+        assert data.targets_N.tolist() == [1, 0, 1, 0]
+        assert sorted(path.name for path in root.iterdir()) == ["tiny-imagenet-200", "tiny-imagenet-200.zip"]
+
+    def test_cifar10_arrives(self, tmp_path: Path, served: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+        batch = cifar_batch(noise(2, 3072), [3, 4])
+        path = tarred(tmp_path / "cifar-10-python.tar.gz", {"cifar-10-batches-py/test_batch": batch})
+        served[path.name] = path.read_bytes()
+        monkeypatch.setattr(cifar, "MD5", archive_of(path).md5)
+        data = load_dataset("cifar10", root=tmp_path / "root", split="test", image_size=None, grayscale=False)
+        assert data.targets_N is not None
+        assert data.targets_N.tolist() == [3, 4]
+
+    def test_a_changed_file_is_refused(self, tmp_path: Path, served: dict[str, bytes]) -> None:
+        served["cifar-10-python.tar.gz"] = b"something else"
+        with pytest.raises(DataError, match=r"could not be downloaded \(File not found or corrupted\.\): put cifar"):
+            load_dataset("cifar10", root=tmp_path, split="test", image_size=None, grayscale=False)
+        assert tree(tmp_path) == ["cifar-10-python.tar.gz"]
+
+
+class TestAddresses:
+    """Names, places and checksums are torchvision's."""
+
+    def test_cifar10_and_stl10(self) -> None:
+        from torchvision.datasets import CIFAR10, STL10
+
+        assert (CIFAR10.url, CIFAR10.tgz_md5) == (cifar.URL, cifar.MD5)
+        assert cifar.BATCHES["train"] == tuple(name for name, _ in CIFAR10.train_list)
+        assert cifar.BATCHES["test"] == tuple(name for name, _ in CIFAR10.test_list)
+        assert (STL10.url, STL10.tgz_md5, STL10.base_folder) == (stl10.URL, stl10.MD5, stl10.FOLDER)
+        assert set(stl10.FILES) == set(STL10.splits)
+
+    def test_usps_and_kin_of_mnist(self) -> None:
+        from torchvision import datasets
+
+        assert {split: values[1] for split, values in datasets.USPS.split_list.items()} == usps.FILES
+        assert list(mnist.FOLDERS.values()) == [
+            kind.__name__ for kind in (datasets.MNIST, datasets.FashionMNIST, datasets.KMNIST)
+        ]
+
+    @pytest.mark.parametrize("split", ["train", "test"])
+    def test_gtsrb(self, tmp_path: Path, split: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        from torchvision.datasets import GTSRB
+        from torchvision.datasets import gtsrb as reference
+
+        asked: list[tuple[str, str, str]] = []
+
+        def record(url: str, download_root: str, md5: str) -> None:
+            asked.append((url, download_root, md5))
+
+        monkeypatch.setattr(reference, "download_and_extract_archive", record)
+        with pytest.raises(RuntimeError):
+            GTSRB(tmp_path, split=split, download=True)
+        assert asked == [(archive.url, str(tmp_path / "gtsrb"), archive.md5) for archive in gtsrb.ARCHIVES[split]]
