@@ -172,6 +172,11 @@ def test_the_last_of_several_values_counts():
             "cluster.restarts=2",
             "cluster:\n  k: 5  # a\n        # b\n  restarts: 2\n\n# c\n",
         ),
+        (
+            "cluster:\n  k: 5  # a\n  # on what follows\n  warm_start: true\n",
+            "cluster.restarts=2",
+            "cluster:\n  k: 5  # a\n  restarts: 2\n  # on what follows\n  warm_start: true\n",
+        ),
         ("cluster:\n  restarts: 3\n", "cluster.k=5", "cluster:\n  k: 5\n  restarts: 3\n"),
         (
             "train:\n  optimizer:\n    lr: 1.0\nseed: 2\n",
