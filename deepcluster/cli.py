@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from deepcluster import layout
+from deepcluster.errors import UserError
 from stages.cluster import cluster
-from stages.common import Epoch, run_app
+from stages.common import Epoch, Overrides, overridable, override, run_app
 from stages.evaluate import evaluate
 from stages.extract import extract
 from stages.initialise import initialise
@@ -25,7 +26,45 @@ app = typer.Typer(
 
 ONE_STAGE = "One stage, as `dvc repro` runs it"
 for command in (prepare, initialise, extract, pca, cluster, train, evaluate, report):
-    app.command(rich_help_panel=ONE_STAGE)(command)
+    app.command(rich_help_panel=ONE_STAGE)(overridable(command))
+
+
+@app.command("set")
+def set_(
+    overrides: Annotated[
+        list[str], typer.Argument(metavar="KEY=VALUE...", help="E.g. cluster.k=50 train.optimizer.lr=1e-3, in YAML.")
+    ],
+) -> None:
+    """Set keys of params.yaml, and change nothing else in it; nothing at all if any is wrong.
+
+    The same as -S on `run`, `plan` and the stages: the file is edited, since DVC decides by it what is stale.
+    """
+    override(overrides)
+
+
+@app.command()
+def recipe(
+    name: Annotated[str | None, typer.Argument(help="A file of recipes/. [default: list them]")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Replace params.yaml by a recipe, keep the old file beside it, and write the schedule. Without a name: list them.
+
+    The section `data` is replaced as well: name your images with -S data.root=FOLDER.
+    """
+    from deepcluster.plan import plan as write_plan
+    from deepcluster.settings import RECIPES, recipes, use_recipe
+
+    if name is None and overrides:
+        raise UserError("recipe: -S needs the name of a recipe to set keys in")
+    if name is None:
+        for found, about in recipes().items():
+            print(f"{found}: {about}")
+        return
+    changes, kept = use_recipe(name, overrides or [])
+    for change in changes:
+        print(f"{RECIPES / name}.yaml: {change}")
+    _, epochs = write_plan()
+    print(f"params.yaml: recipe {name}, {epochs} epochs" + (f"; the file before is {kept}" if kept else ""))
 
 
 @app.command()
@@ -33,6 +72,7 @@ def plan(
     epochs: Annotated[
         int | None, typer.Option("--epochs", help="Set `epochs` in params.yaml first. [default: as it is]")
     ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Unroll the epochs of params.yaml into stages/schedule.yaml, for dvc.yaml to repeat its stages over.
 
@@ -40,6 +80,7 @@ def plan(
     """
     from deepcluster.plan import plan as write_plan
 
+    override(overrides, plans=True)
     before, now = write_plan(epochs)
     print(f"{layout.SCHEDULE}: {now} epochs" + (f" (were {before})" if before not in (0, now) else ""))
 
@@ -49,6 +90,7 @@ def run(
     targets: Annotated[
         list[str] | None, typer.Argument(help="DVC stages, e.g. train@3. [default: the whole pipeline]")
     ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Bring the pipeline up to date in one process: what `dvc repro` does, without its start-up costs.
 
@@ -57,6 +99,7 @@ def run(
     from deepcluster.plan import plan as write_plan
     from deepcluster.runner import run as run_pipeline
 
+    override(overrides, plans=True)
     write_plan()
     count = run_pipeline(targets or [])
     print(f"{count} stages ran" if count else "everything is up to date")

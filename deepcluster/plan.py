@@ -1,6 +1,5 @@
 """Epochs unrolled: stages/schedule.yaml maps every epoch to the one before, and must agree with params.yaml."""
 
-import re
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -8,7 +7,8 @@ from ruamel.yaml.error import YAMLError
 
 from deepcluster import artifacts, layout
 from deepcluster.errors import ParamsError, ScheduleError
-from deepcluster.params import PARAMS_FILE, load_params
+from deepcluster.params import load_params
+from deepcluster.settings import set_params
 
 HEADER = """\
 # Written by `deepcluster plan`: epoch: previous epoch. dvc.yaml repeats its stages over this mapping.
@@ -45,7 +45,9 @@ def plan(epochs: int | None = None, path: Path = layout.SCHEDULE) -> tuple[int, 
     it stays in DVC's cache and comes back when the epochs do.
     """
     if epochs is not None:
-        _set_epochs(epochs)
+        if epochs < 1:
+            raise ParamsError(f"--epochs: must be >= 1; got {epochs}")
+        set_params([f"epochs={epochs}"])
     epochs = load_params().epochs
     try:
         before = scheduled_epochs(path)
@@ -58,13 +60,3 @@ def plan(epochs: int | None = None, path: Path = layout.SCHEDULE) -> tuple[int, 
         if folder.name.isdigit() and int(folder.name) > epochs:
             artifacts.remove(folder)
     return len(before), epochs
-
-
-def _set_epochs(epochs: int) -> None:
-    """Change the line `epochs:` of params.yaml and nothing else in it."""
-    if epochs < 1:
-        raise ParamsError(f"--epochs: must be >= 1; got {epochs}")
-    load_params()
-    text = PARAMS_FILE.read_text(encoding="utf-8")
-    changed, count = re.subn(r"(?m)^epochs:\s*\d+", f"epochs: {epochs}", text, count=1)
-    artifacts.write_text(PARAMS_FILE, changed if count else f"epochs: {epochs}\n{text}")

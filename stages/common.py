@@ -1,5 +1,7 @@
 """What every stage needs around its work: the command line, errors, the schedule's guard, timings, the device."""
 
+import functools
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +13,8 @@ import typer
 from deepcluster import layout
 from deepcluster.errors import UserError
 from deepcluster.params import Params, load_params
-from deepcluster.plan import check_schedule
+from deepcluster.plan import check_schedule, scheduled_epochs
+from deepcluster.settings import set_params
 from deepcluster.threads import settle
 from deepcluster.timings import recorded
 
@@ -22,12 +25,53 @@ if TYPE_CHECKING:
 
 Epoch = Annotated[int, typer.Option("--epoch", "-e", help="Epoch to compute, from 1.", show_default=False)]
 
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        "-S",
+        metavar="KEY=VALUE",
+        help="Set a key of params.yaml, and leave it so: e.g. -S cluster.k=50; again for more.",
+        show_default=False,
+    ),
+]
+
 
 def main(command: Callable[..., None]) -> None:
     """Run one stage as a program of its own."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command()(command)
+    app.command()(overridable(command))
     run_app(app)
+
+
+def overridable(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` for a command line, with the option -S, which edits params.yaml before any work.
+
+    DVC decides by that file what is stale, so an override that only one process knew would be lost on it.
+    """
+
+    @functools.wraps(command)
+    def with_option(overrides: list[str] | None = None, **arguments: object) -> None:
+        override(overrides)
+        command(**arguments)
+
+    own = inspect.signature(command)
+    option = inspect.Parameter("overrides", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Overrides)
+    with_option.__signature__ = own.replace(parameters=[*own.parameters.values(), option])  # type: ignore[attr-defined]
+    with_option.__annotations__ = {**command.__annotations__, "overrides": Overrides}
+    return with_option
+
+
+def override(overrides: list[str] | None, *, plans: bool = False) -> None:
+    """Set keys of params.yaml and print what changed; also that a new schedule is needed, if the command plans none."""
+    if not overrides:
+        return
+    changes = set_params(overrides)
+    for change in changes:
+        print(f"params.yaml: {change}")
+    epochs = load_params().epochs
+    if not plans and any(change.key == "epochs" for change in changes) and len(scheduled_epochs()) != epochs:
+        print(f"{layout.SCHEDULE} unrolls another number of epochs: run `deepcluster plan` before `dvc repro`")
 
 
 def run_app(app: typer.Typer) -> None:

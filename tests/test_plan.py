@@ -45,7 +45,7 @@ def test_epochs_are_counted_as_numbers_not_as_text():
 
 def test_a_number_given_changes_one_number_of_params_and_nothing_else():
     assert plan(12) == (0, 12)
-    assert Path("params.yaml").read_text() == PARAMS.replace("epochs: 3 ", "epochs: 12 ")
+    assert Path("params.yaml").read_text() == PARAMS.replace("epochs: 3  ", "epochs: 12 ")
     assert plan(2) == (12, 2)
     assert Path("params.yaml").read_text() == PARAMS.replace("epochs: 3 ", "epochs: 2 ")
 

@@ -1,5 +1,6 @@
 """params.yaml read and validated: every mistake is reported at once, with file, key, expected and found."""
 
+from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,19 @@ PARAMS_FILE = Path("params.yaml")
 
 def load_params(path: Path = PARAMS_FILE) -> Params:
     """The validated contents of `path`; ParamsError with every mistake, one a line, if there is any."""
-    content = _read_yaml(path)
+    return validated(parse(read_text(path), path), path)
+
+
+def validated(content: dict[str, Any], path: Path, mistakes: Sequence[str] = ()) -> Params:
+    """The params in `content`, said to lie at `path`; ParamsError with `mistakes` and every one found, one a line."""
+    lines = list(mistakes)
     try:
         params = Params.model_validate(content)
+        lines += [f"{path}: {line}" for line in contradictions(params)]
     except ValidationError as error:
-        lines = [_describe(path, mistake) for mistake in error.errors()]
-        raise ParamsError("\n".join(lines)) from None
-    if lines := list(contradictions(params)):
-        raise ParamsError("\n".join(f"{path}: {line}" for line in lines))
+        lines += [_describe(path, mistake) for mistake in error.errors()]
+    if lines:
+        raise ParamsError("\n".join(lines))
     return params
 
 
@@ -35,15 +41,22 @@ def as_yaml(params: Params) -> str:
     return text.getvalue()
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_text(path: Path) -> str:
+    """The text of `path` with the line ends that it has; ParamsError if it cannot be read."""
     try:
-        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        return path.read_bytes().decode("utf-8")
     except FileNotFoundError:
         raise ParamsError(f"{path}: not found; run this in the project's folder, the one with dvc.yaml") from None
     except UnicodeDecodeError:
         raise ParamsError(f"{path}: not UTF-8 text") from None
     except OSError as error:
         raise ParamsError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def parse(text: str, path: Path) -> dict[str, Any]:
+    """The sections in a text of YAML that lies at `path`, not yet validated; ParamsError if there are none."""
+    try:
+        content = YAML(typ="safe").load(text)
     except YAMLError as error:
         raise ParamsError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if content is None:
@@ -63,7 +76,7 @@ def _describe(path: Path, mistake: Any) -> str:
     found = mistake["input"]
     if mistake["type"] == "extra_forbidden":
         parent, name = location[:-1], str(location[-1])
-        return f"{path}: {key}: unknown key{nearest(name, _known_keys(parent))}"
+        return f"{path}: {key}: unknown key{nearest(name, known_keys(parent))}"
     shown = list(found) if isinstance(found, tuple) else found
     return f"{path}: {key}: {_expected(mistake)}; got {shown!r}"
 
@@ -110,7 +123,7 @@ def _suggest(mistake: Any) -> str:
     return nearest(str(mistake["input"]), choices)
 
 
-def _known_keys(location: list[Any]) -> list[str]:
+def known_keys(location: Sequence[Any]) -> list[str]:
     """The keys that the section at `location` knows."""
     model: Any = Params
     for part in location:
