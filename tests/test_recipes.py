@@ -185,9 +185,9 @@ def test_one_epoch_of_the_papers_setting_scaled_down(outcome, folder, tmp_path, 
     given: dict[str, Any] = {}
     original = training.train_epoch
 
-    def spy(backbone: Any, head: Any, images: Any, labels_N: Any, **settings: Any) -> Any:
-        given.update(settings, labels=labels_N, head=head.weight.detach().numpy().copy())
-        return original(backbone, head, images, labels_N, **settings)
+    def spy(backbone: Any, heads: Any, images: Any, labels_N: Any, **settings: Any) -> Any:
+        given.update(settings, labels=labels_N, head=heads.classifier.weight.detach().numpy().copy())
+        return original(backbone, heads, images, labels_N, **settings)
 
     monkeypatch.setattr(training, "train_epoch", spy)
     write_photographs(tmp_path / "photos")
