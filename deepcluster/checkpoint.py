@@ -10,7 +10,8 @@ from torch import nn
 
 from deepcluster import artifacts
 from deepcluster.errors import ArtifactError
-from deepcluster.models.build import Arch, Backbone, build_backbone
+from deepcluster.models.build import Backbone, build_backbone
+from deepcluster.params import Arch
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,16 @@ class BackboneDescription:
     channels: int
     image_size: int
     sobel: bool
+    grayscale: bool = False
 
     def build(self) -> Backbone:
         """A freshly initialised backbone; draws from torch's global generator."""
         return build_backbone(
-            self.arch, channels=self.channels, image_size=self.image_size, sobel=self.sobel, grayscale=False
+            self.arch,
+            channels=self.channels,
+            image_size=self.image_size,
+            sobel=self.sobel,
+            grayscale=self.grayscale,
         )
 
 

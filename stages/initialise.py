@@ -20,7 +20,7 @@ def initialise() -> None:
     with stage("initialise") as params:
         images, model = open_images(), params.model
         _, channels, size, _ = images.shape("images")
-        description = BackboneDescription(model.arch, channels, size, model.sobel)
+        description = BackboneDescription(model.arch, channels, size, model.sobel, model.grayscale)
         seed_torch(params.seed, "backbone", 0)
         backbone = description.build()
         if model.weights is not None:

@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from deepcluster import artifacts, layout
 
 STAGES = ("prepare", "initialise", "extract", "pca", "cluster", "train", "evaluate", "report")
+ARCHS = "'convnet', 'feedforward', 'alexnet', 'vgg16', 'resnet18', 'resnet34', 'resnet50', 'resnet101' or 'resnet152'"
 REMEDY = "delete it and run `dvc checkout` or `dvc repro`"
 
 
@@ -47,8 +48,8 @@ def shard(store: Path, array: str) -> Path:
 
 class TestParams:
     def test_unknown_architecture_lists_the_choices(self, refused):
-        set_params(model__arch="resnet50")
-        expected = "must be one of 'convnet', 'alexnet' or 'resnet18'; did you mean 'resnet18'?; got 'resnet50'"
+        set_params(model__arch="resnet20")
+        expected = f"must be one of {ARCHS}; did you mean 'resnet50'?; got 'resnet20'"
         assert refused("initialise") == [f"params.yaml: model.arch: {expected}"]
 
     def test_unknown_data_set_lists_the_choices(self, refused):
@@ -275,7 +276,7 @@ class TestFromOutside:
     def test_mistake_in_params(self, workspace):
         set_params(model__arch="vgg")
         found = workspace.run("python", "-m", "stages.initialise", status=2)
-        expected = "must be one of 'convnet', 'alexnet' or 'resnet18'; got 'vgg'"
+        expected = f"must be one of {ARCHS}; did you mean 'vgg16'?; got 'vgg'"
         assert found.stderr == f"error: params.yaml: model.arch: {expected}\n"
 
 
