@@ -11,6 +11,7 @@ from torch import nn
 from deepcluster import artifacts
 from deepcluster.errors import ArtifactError
 from deepcluster.models.build import Backbone, build_backbone
+from deepcluster.models.frontend import build_front_end
 from deepcluster.params import Arch
 
 
@@ -34,6 +35,11 @@ class BackboneDescription:
             grayscale=self.grayscale,
         )
 
+    @property
+    def body_channels(self) -> int:
+        """Channels that leave the front end and enter the trained part."""
+        return build_front_end(channels=self.channels, sobel=self.sobel, grayscale=self.grayscale)[1]
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -54,7 +60,7 @@ def save_checkpoint(
 ) -> None:
     """Publish a checkpoint folder; see `artifacts.write_checkpoint`."""
     files = artifacts.CheckpointFiles(
-        weights=_arrays(backbone.state_dict()),
+        weights=weights_of(backbone),
         optimizer=_arrays(_optimizer_tensors(optimizer)) if optimizer else {},
         description={
             "backbone": vars(description),
@@ -75,6 +81,11 @@ def load_checkpoint(path: Path, *, made_by: str, ids: str | None, epoch: int) ->
         raise artifacts.damaged(path, f"description: {error}") from error
     load_weights(backbone, files.weights, path)
     return Checkpoint(description, backbone, files.optimizer, files.description.get("optimizer"))
+
+
+def weights_of(backbone: nn.Module) -> dict[str, artifacts.Array]:
+    """The state dict as arrays, what `load_weights` takes."""
+    return _arrays(backbone.state_dict())
 
 
 def load_weights(backbone: nn.Module, weights: dict[str, artifacts.Array], source: Path) -> None:

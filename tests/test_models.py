@@ -24,7 +24,7 @@ FEATURE_DIMS |= dict.fromkeys(("resnet50", "resnet101", "resnet152"), 2048)
 
 # Parameters of a backbone for 3 channels, at each of SIZES (None: the size does not apply).
 #
-# convnet: 9 x (3 x 32 + 32 x 64 + 64 x 128 + 128 x 256) weights without bias, and 2 x (32 + 64 + 128 + 256) of batch norm.
+# convnet: 9 x (3 x 32 + 32 x 64 + 64 x 128 + 128 x 256) weights without bias, and 2 x 480 of batch norm.
 #
 # feedforward: (3 S^2 + 1) x 128 + 129 x 128 + 129 x 64 + 65 x 64.
 #
