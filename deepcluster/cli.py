@@ -1,10 +1,12 @@
 """The `deepcluster` command: every stage, planning, and a summary of the run. Light to import: no torch, no zarr."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from deepcluster import layout
+from deepcluster.export import Format
 from stages.cluster import cluster
 from stages.common import Epoch, run_app
 from stages.evaluate import evaluate
@@ -81,6 +83,27 @@ def sweep_k(
     from deepcluster.sweep import parse_ks, sweep_epoch
 
     sweep_epoch(epoch, parse_ks(k), seeds=seeds, silhouette_rows=silhouette_rows, as_json=as_json)
+
+
+@app.command()
+def export(
+    epoch: Annotated[
+        int, typer.Option("--epoch", "-e", help="Whose backbone; 0 is the untrained one.", show_default=False)
+    ],
+    format: Annotated[Format, typer.Option("--format", help="Kind of file.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="File to write, in a folder that exists.", show_default=False)],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,
+) -> None:
+    """Write the backbone of an epoch as a file for other programs. Changes no artifact.
+
+    Reads data/epochs/E/checkpoint and data/dataset/images.zarr (for mean and std). torchvision: a state dict for
+    torchvision's vgg16_bn or resnet, less the classifier. onnx: filters and backbone, for images in [0, 1] of any
+    number. safetensors: the backbone's weights, with what rebuilds it in the header; model.weights takes it.
+    """
+    from deepcluster.export import export as write_export
+
+    for line in write_export(epoch, format, out, force=force):
+        print(line)
 
 
 @app.command()
