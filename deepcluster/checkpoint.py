@@ -10,8 +10,10 @@ from torch import nn
 
 from deepcluster import artifacts
 from deepcluster.errors import ArtifactError
-from deepcluster.models.build import Arch, Backbone, build_backbone
+from deepcluster.models.build import Backbone, build_backbone
+from deepcluster.models.frontend import build_front_end
 from deepcluster.models.heads import Heads, load_heads
+from deepcluster.params import Arch
 
 WEIGHTS, OPTIMIZER = "weights.", "optimizer."  # in heads.safetensors
 
@@ -24,12 +26,22 @@ class BackboneDescription:
     channels: int
     image_size: int
     sobel: bool
+    grayscale: bool = False
 
     def build(self) -> Backbone:
         """A freshly initialised backbone; draws from torch's global generator."""
         return build_backbone(
-            self.arch, channels=self.channels, image_size=self.image_size, sobel=self.sobel, grayscale=False
+            self.arch,
+            channels=self.channels,
+            image_size=self.image_size,
+            sobel=self.sobel,
+            grayscale=self.grayscale,
         )
+
+    @property
+    def body_channels(self) -> int:
+        """Channels that leave the front end and enter the trained part."""
+        return build_front_end(channels=self.channels, sobel=self.sobel, grayscale=self.grayscale)[1]
 
 
 @dataclass(frozen=True)
@@ -68,7 +80,7 @@ def save_checkpoint(
     weights = {f"{WEIGHTS}{name}": array for name, array in _arrays(kept or {}).items()}
     state = {f"{OPTIMIZER}{name}": array for name, array in _arrays(_optimizer_tensors(head_optimizer)).items()}
     files = artifacts.CheckpointFiles(
-        weights=_arrays(backbone.state_dict()),
+        weights=weights_of(backbone),
         optimizer=_arrays(_optimizer_tensors(optimizer)),
         heads=weights | state,
         description={
@@ -98,6 +110,11 @@ def load_checkpoint(path: Path, *, made_by: str, ids: str | None, epoch: int) ->
         _named(files.heads, WEIGHTS),
         OptimizerState(_named(files.heads, OPTIMIZER), files.description.get("head_optimizer")),
     )
+
+
+def weights_of(backbone: nn.Module) -> dict[str, artifacts.Array]:
+    """The state dict as arrays, what `load_weights` takes."""
+    return _arrays(backbone.state_dict())
 
 
 def load_weights(backbone: nn.Module, weights: dict[str, artifacts.Array], source: Path) -> None:

@@ -7,6 +7,7 @@ import typer
 
 from deepcluster import layout
 from deepcluster.errors import UserError
+from deepcluster.export import Format
 from stages.cluster import cluster
 from stages.common import Epoch, Overrides, overridable, override, run_app
 from stages.evaluate import evaluate
@@ -142,6 +143,27 @@ def augmentations(
     from deepcluster.augmentation_gallery import show_augmentations
 
     show_augmentations(images, views, epoch, out)
+
+
+@app.command()
+def export(
+    epoch: Annotated[
+        int, typer.Option("--epoch", "-e", help="Whose backbone; 0 is the untrained one.", show_default=False)
+    ],
+    format: Annotated[Format, typer.Option("--format", help="Kind of file.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="File to write, in a folder that exists.", show_default=False)],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,
+) -> None:
+    """Write the backbone of an epoch as a file for other programs. Changes no artifact.
+
+    Reads data/epochs/E/checkpoint and data/dataset/images.zarr (for mean and std). torchvision: a state dict for
+    torchvision's vgg16_bn or resnet, less the classifier. onnx: filters and backbone, for images in [0, 1] of any
+    number. safetensors: the backbone's weights, with what rebuilds it in the header; model.weights takes it.
+    """
+    from deepcluster.export import export as write_export
+
+    for line in write_export(epoch, format, out, force=force):
+        print(line)
 
 
 @app.command()

@@ -15,16 +15,18 @@ def initialise() -> None:
 
     from deepcluster import artifacts, layout
     from deepcluster.checkpoint import BackboneDescription, load_weights, save_checkpoint
+    from deepcluster.interop import read_foreign_weights
     from deepcluster.seeding import seed_torch
 
     with stage("initialise") as params:
         images, model = open_images(), params.model
         _, channels, size, _ = images.shape("images")
-        description = BackboneDescription(model.arch, channels, size, model.sobel)
+        description = BackboneDescription(model.arch, channels, size, model.sobel, model.grayscale)
         seed_torch(params.seed, "backbone", 0)
         backbone = description.build()
         if model.weights is not None:
-            load_weights(backbone, artifacts.read_weights(Path(model.weights)), Path(model.weights))
+            path = Path(model.weights)
+            load_weights(backbone, read_foreign_weights(path, description, backbone), path)
         provenance = artifacts.Provenance(images.samples, images.ids, 0, params.seed, model.model_dump())
         save_checkpoint(layout.checkpoint(0), description, backbone, provenance)
         with artifacts.write_store(layout.clusters(0), "clusters", provenance) as store:

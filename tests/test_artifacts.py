@@ -243,5 +243,5 @@ def test_a_pickle_in_place_of_weights_is_refused_and_not_run(checkpoint, tmp_pat
     path = tmp_path / "weights.safetensors"
     path.write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(ArtifactError, match="damaged"):
-        artifacts.read_weights(path)
+        artifacts.read_weight_file(path)
     assert not (tmp_path / "exploded").exists()

@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from deepcluster import artifacts, layout
 
 STAGES = ("prepare", "initialise", "extract", "pca", "cluster", "train", "evaluate", "report")
+ARCHS = "'convnet', 'feedforward', 'alexnet', 'vgg16', 'resnet18', 'resnet34', 'resnet50', 'resnet101' or 'resnet152'"
 REMEDY = "delete it and run `dvc checkout` or `dvc repro`"
 
 
@@ -47,10 +48,9 @@ def shard(store: Path, array: str) -> Path:
 
 class TestParams:
     def test_unknown_architecture_lists_the_choices(self, refused):
-        set_params(model__arch="resnet51")
-        (line,) = refused("initialise")
-        assert line.startswith("params.yaml: model.arch: must be one of 'convnet', 'feedforward', 'alexnet', 'vgg16', ")
-        assert line.endswith(" or 'resnet152'; did you mean 'resnet50'?; got 'resnet51'")
+        set_params(model__arch="resnet20")
+        expected = f"must be one of {ARCHS}; did you mean 'resnet50'?; got 'resnet20'"
+        assert refused("initialise") == [f"params.yaml: model.arch: {expected}"]
 
     def test_unknown_data_set_lists_the_choices(self, refused):
         set_params(data__name="mnst")
@@ -277,8 +277,8 @@ class TestFromOutside:
     def test_mistake_in_params(self, workspace):
         set_params(model__arch="vgg")
         found = workspace.run("python", "-m", "stages.initialise", status=2)
-        assert found.stderr.startswith("error: params.yaml: model.arch: must be one of 'convnet', ")
-        assert found.stderr.endswith(" or 'resnet152'; did you mean 'vgg16'?; got 'vgg'\n")
+        expected = f"must be one of {ARCHS}; did you mean 'vgg16'?; got 'vgg'"
+        assert found.stderr == f"error: params.yaml: model.arch: {expected}\n"
 
 
 class TestHelp:

@@ -11,9 +11,10 @@ The only package that touches zarr and safetensors. The attributes of every arti
 
 from deepcluster.artifacts.provenance import Provenance, damaged, ids_hash
 from deepcluster.artifacts.publish import publishing, remove, write_text
-from deepcluster.artifacts.safetensors_files import CheckpointFiles, read_checkpoint, read_weights, write_checkpoint
+from deepcluster.artifacts.safetensors_files import CheckpointFiles, read_checkpoint, write_checkpoint
 from deepcluster.artifacts.shards import Array
 from deepcluster.artifacts.store import Store, StoreWriter, open_store, write_store
+from deepcluster.artifacts.weight_files import WeightFile, read_weight_file, write_weight_file
 
 __all__ = [
     "Array",
@@ -21,14 +22,16 @@ __all__ = [
     "Provenance",
     "Store",
     "StoreWriter",
+    "WeightFile",
     "damaged",
     "ids_hash",
     "open_store",
     "publishing",
     "read_checkpoint",
-    "read_weights",
+    "read_weight_file",
     "remove",
     "write_checkpoint",
     "write_store",
     "write_text",
+    "write_weight_file",
 ]

@@ -65,19 +65,12 @@ def read_checkpoint(path: Path, *, made_by: str, ids: str | None = None, epoch: 
     return CheckpointFiles(weights, optimizer, description, heads)
 
 
-def read_weights(path: Path) -> dict[str, Array]:
-    """The tensors of a .safetensors file that the user names (`model.weights`)."""
-    if not path.is_file():
-        raise ArtifactError(f"{path}: not found (model.weights in params.yaml)")
-    return _read_safetensors(path, None)
-
-
-def _read_safetensors(path: Path, digest: str | None) -> dict[str, Array]:
+def _read_safetensors(path: Path, digest: str) -> dict[str, Array]:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
     content = path.read_bytes()
-    if digest is not None and hashlib.sha256(content).hexdigest() != digest:
+    if hashlib.sha256(content).hexdigest() != digest:
         raise damaged(path, "checksum differs")
     try:
         return dict(load(content))

@@ -12,11 +12,14 @@ from deepcluster.models.alexnet import FEATURE_DIM as ALEXNET_DIM
 from deepcluster.models.alexnet import build_alexnet
 from deepcluster.models.convnet import WIDTHS as CONVNET_WIDTHS
 from deepcluster.models.convnet import build_convnet
+from deepcluster.models.feedforward import FEATURE_DIM as FEEDFORWARD_DIM
+from deepcluster.models.feedforward import build_feedforward
 from deepcluster.models.frontend import build_front_end
-from deepcluster.models.resnet import FEATURE_DIM as RESNET18_DIM
-from deepcluster.models.resnet import build_resnet18
+from deepcluster.models.resnet import build_resnet
+from deepcluster.models.vgg import FEATURE_DIM as VGG16_DIM
+from deepcluster.models.vgg import build_vgg16
+from deepcluster.params import Arch
 
-Arch = Literal["convnet", "alexnet", "resnet18"]
 Precision = Literal["fp32", "bf16"]
 
 
@@ -45,19 +48,29 @@ def build_backbone(arch: Arch, *, channels: int, image_size: int, sobel: bool, g
     UserError where the image size or the channels do not suit the architecture.
     """
     front_end, channels = build_front_end(channels=channels, sobel=sobel, grayscale=grayscale)
+    body: nn.Module
     match arch:
         case "convnet":
-            convnet = build_convnet(channels=channels, image_size=image_size)
-            return Backbone(front_end, convnet, feature_dim=CONVNET_WIDTHS[-1], head_activation=nn.Identity())
+            body, dim = build_convnet(channels=channels, image_size=image_size), CONVNET_WIDTHS[-1]
+        case "feedforward":
+            body, dim = build_feedforward(channels=channels, image_size=image_size), FEEDFORWARD_DIM
         case "alexnet":
-            alexnet = build_alexnet(channels=channels, image_size=image_size)
-            # not in place: the features must survive for whatever else reads them
-            return Backbone(front_end, alexnet, feature_dim=ALEXNET_DIM, head_activation=nn.ReLU(inplace=False))
-        case "resnet18":
-            resnet = build_resnet18(channels=channels, image_size=image_size)
-            return Backbone(front_end, resnet, feature_dim=RESNET18_DIM, head_activation=nn.Identity())
+            body, dim = build_alexnet(channels=channels, image_size=image_size), ALEXNET_DIM
+        case "vgg16":
+            body, dim = build_vgg16(channels=channels, image_size=image_size), VGG16_DIM
+        case "resnet18" | "resnet34" | "resnet50" | "resnet101" | "resnet152":
+            body, dim = build_resnet(arch, channels=channels, image_size=image_size)
         case _:
             assert_never(arch)
+    return Backbone(front_end, body, feature_dim=dim, head_activation=_head_activation(arch))
+
+
+def _head_activation(arch: Arch) -> nn.Module:
+    """The ReLU after the hidden layer that the features are taken from; none after pooled features.
+
+    Not in place: the features must survive for whatever else reads them.
+    """
+    return nn.ReLU(inplace=False) if arch in ("feedforward", "alexnet", "vgg16") else nn.Identity()
 
 
 def build_head(feature_dim: int, k: int) -> nn.Linear:

@@ -13,7 +13,7 @@ def build_convnet(*, channels: int, image_size: int, widths: tuple[int, int, int
     if not MIN_SIZE <= image_size <= MAX_SIZE:
         raise UserError(
             f"convnet takes images of {MIN_SIZE} to {MAX_SIZE} pixels; got {image_size}: resize the images "
-            "or choose alexnet or resnet18"
+            "or choose another model.arch"
         )
     layers: list[nn.Module] = []
     map_size = image_size

@@ -2,12 +2,23 @@
 
 from deepcluster.params.data_defaults import flips, padding
 from deepcluster.params.file import PARAMS_FILE, as_yaml, load_params
-from deepcluster.params.sections import Arch, Augment, Contrastive, DataName, Head, Optimizer, Params, Schedule
+from deepcluster.params.sections import (
+    Arch,
+    Augment,
+    Collapse,
+    Contrastive,
+    DataName,
+    Head,
+    Optimizer,
+    Params,
+    Schedule,
+)
 
 __all__ = [
     "PARAMS_FILE",
     "Arch",
     "Augment",
+    "Collapse",
     "Contrastive",
     "DataName",
     "Head",
