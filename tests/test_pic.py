@@ -66,7 +66,7 @@ def dense_pic(rows, neighbours, sigma, alpha):
 class TestNeighbours:
     @pytest.mark.parametrize("offset", [0.0, 1000.0])
     def test_are_those_of_float64_without_the_row_itself(self, offset):
-        rows = noise(d=16) + np.float32(offset)
+        rows = noise(d=64) + np.float32(offset)
         squares = ((rows.astype(np.float64)[:, None] - rows.astype(np.float64)) ** 2).sum(axis=2)
         np.fill_diagonal(squares, np.inf)
         numbers, distances = nearest_neighbours(rows, 7)
@@ -186,6 +186,14 @@ class TestInvariances:
         labels = np.empty(200 * copies, int)
         labels[order] = pic(np.tile(rows, (copies, 1))[order]).labels_N
         assert (labels.reshape(copies, 200) == labels[:200]).all()
+
+    def test_what_only_the_order_of_a_sum_tells_apart_is_level(self):
+        """Every corner of a box has the same six edges, summed in another order: one peak for each of two boxes."""
+        corners = np.array(np.meshgrid(*[[0, side] for side in (1, 1.0625, 1.125, 1.1875, 1.25, 1.3125)])).reshape(
+            6, -1
+        )
+        rows = np.concatenate([corners.T, corners.T + 64])[np.random.default_rng(0).permutation(128)].astype(np.float32)
+        assert pic(rows, neighbours=6, sigma=1.0, alpha=0.9).sizes_K.tolist() == [64, 64]
 
     def test_a_crowd_of_copies_is_one_cluster(self):
         rows = np.concatenate([np.zeros((60, 3)), np.ones((70, 3)), np.full((5, 3), 2.0)]).astype(np.float32)
