@@ -17,7 +17,7 @@ from deepcluster.blockwise import in_order, one_thread_a_product
 from deepcluster.clustering.assignment import on_gpus, slices
 from deepcluster.errors import NumericsError
 
-_BLOCK_ROWS = 1024
+_BLOCK_ROWS = 4096  # enough for faiss to multiply matrices
 _GPU_ROWS = 1 << 14
 _SPARE = 8  # candidates more than asked for
 
