@@ -1,12 +1,15 @@
 """Clusters numbered as in the epoch before."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import edit_params
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deepcluster import artifacts, layout, memory
 from deepcluster.clustering.kmeans import Clustering, kmeans
 from deepcluster.clustering.matching import match_labels, memory_needed, renumbered
 
@@ -40,6 +43,10 @@ class TestByHand:
     def test_fewer_clusters_than_before(self):
         """Numbers from k on cannot be given: cluster 1, once 3, keeps its number."""
         assert match([0, 0, 1, 1, 2], [2, 2, 3, 3, 0], 3) == [2, 1, 0]
+
+    def test_clusters_without_a_predecessor_keep_their_numbers_where_they_can(self):
+        """0 is the old 2; 1 stays, and 2, whose number is taken, is 0."""
+        assert match([0], [2], 3) == [2, 1, 0]
 
     def test_an_empty_cluster_takes_what_is_left(self):
         assert match([0, 0, 2, 2], [1, 1, 0, 0], 3) == [1, 2, 0]
@@ -89,3 +96,50 @@ def test_a_renumbered_clustering_is_the_same_clustering():
 
 def test_memory():
     assert memory_needed(10_000) == 1.2e9
+
+
+class TestStage:
+    def cluster(self, outcome, epoch, **settings):
+        edit_params(Path("params.yaml"), {f"cluster.{name}": value for name, value in settings.items()})
+        status, _, err = outcome("cluster", "--epoch", str(epoch))
+        assert status == 0, err
+        store = artifacts.open_store(layout.clusters(epoch), "clusters", made_by="")
+        return {name: store.read(name) for name in ("labels", "centroids", "sizes", "distances")}
+
+    @pytest.mark.parametrize("method", ["kmeans", "pic"])
+    def test_the_artifact_is_renumbered_as_a_whole(self, workspace, outcome, method):
+        edit_params(Path("params.yaml"), {"cluster.pic.neighbours": 3, "cluster.pic.sigma": 0.5})
+        before = self.cluster(outcome, 1, method=method)
+        plain = self.cluster(outcome, 2, method=method)
+        matched = self.cluster(outcome, 2, method=method, match_labels=True)
+        k = len(plain["sizes"])
+        number_K = match_labels(plain["labels"], before["labels"], k)
+        assert number_K.tolist() != list(range(k))
+        np.testing.assert_array_equal(matched["labels"], number_K[plain["labels"]])
+        np.testing.assert_array_equal(matched["centroids"][number_K], plain["centroids"])
+        np.testing.assert_array_equal(matched["sizes"], np.bincount(matched["labels"], minlength=k))
+        np.testing.assert_array_equal(matched["distances"], plain["distances"])
+        agreement = [(found["labels"] == before["labels"]).mean() for found in (plain, matched)]
+        assert agreement[1] > agreement[0]
+        if method == "kmeans":
+            rows_Nd = artifacts.open_store(layout.pca(2), "pca", made_by="").read("reduced").astype(np.float64)
+            squares_NK = ((rows_Nd[:, None] - matched["centroids"]) ** 2).sum(axis=2)
+            np.testing.assert_array_equal(squares_NK.argmin(axis=1), matched["labels"])
+
+    def test_in_the_first_epoch_nothing_is_renumbered(self, workspace, outcome):
+        plain, matched = self.cluster(outcome, 1), self.cluster(outcome, 1, match_labels=True)
+        np.testing.assert_array_equal(plain["labels"], matched["labels"])
+
+    def test_another_k_before(self, workspace, outcome):
+        self.cluster(outcome, 1, k=6)
+        matched = self.cluster(outcome, 2, k=3, match_labels=True)
+        assert sorted(set(matched["labels"].tolist())) == [0, 1, 2]
+
+    def test_tables_that_do_not_fit_are_refused(self, workspace, outcome, monkeypatch):
+        edit_params(Path("params.yaml"), {"cluster.match_labels": True, "cluster.k": 40})
+        monkeypatch.setattr(memory, "available_memory", lambda: 12.0 * 40 * 40 - 1)
+        expected = (
+            "error: cluster.match_labels: tables of 40 clusters need about 0.00 GB of memory and 0.00 GB are "
+            "available; switch it off\n"
+        )
+        assert outcome("cluster", "--epoch", "2") == (2, "", expected)

@@ -1,13 +1,20 @@
 """Power iteration clustering, against the formula written densely in float64, and by hand."""
 
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
+from conftest import EPOCH_STAGES, IMAGES, edit_params, write_images
 from threadpoolctl import threadpool_limits
 
-from deepcluster import blockwise
+from deepcluster import artifacts, blockwise, layout, memory
 from deepcluster.clustering import neighbours as neighbours_module
 from deepcluster.clustering.neighbours import nearest_neighbours
-from deepcluster.clustering.pic import affinities, centrality, pic
+from deepcluster.clustering.pic import affinities, centrality, memory_needed, pic
 from deepcluster.errors import NumericsError
 
 
@@ -250,3 +257,99 @@ class TestErrors:
             "or cluster.method kmeans"
         )
         assert self.refused(np.ones((9, 2), np.float32), neighbours=8) == expected
+
+
+def set_params(**changes):
+    edit_params(Path("params.yaml"), {key.replace("__", "."): value for key, value in changes.items()})
+
+
+def clusters(epoch):
+    return artifacts.open_store(layout.clusters(epoch), "clusters", made_by="")
+
+
+class TestStage:
+    @pytest.fixture(autouse=True)
+    def method(self, workspace):
+        set_params(cluster__method="pic", cluster__pic__neighbours=3, cluster__pic__sigma=0.5)
+
+    def test_two_epochs_to_the_report(self, workspace, outcome):
+        for epoch in ("1", "2"):
+            for command in ("extract", "pca", "cluster", "train"):
+                status, out, err = outcome(command, "--epoch", epoch)
+                assert status == 0, err
+                if command == "cluster":
+                    (line,) = out.splitlines()
+                    k = len(clusters(epoch).read("sizes"))
+                    expected = (
+                        rf"cluster@{epoch}: \d+ to \d+ images a cluster, effective k [\d.]+ of {k} found, feature"
+                    )
+                    assert re.match(expected, line)
+        for command in ("evaluate", "report", "summary"):
+            status, out, err = outcome(command)
+            assert status == 0, err
+        for epoch in (1, 2):
+            rows_Nd = artifacts.open_store(layout.pca(epoch), "pca", made_by="").read("reduced")
+            expected, found = pic(rows_Nd, neighbours=3, sigma=0.5), clusters(epoch)
+            np.testing.assert_array_equal(found.read("labels"), expected.labels_N)
+            np.testing.assert_array_equal(found.read("distances"), expected.distances_N)
+            np.testing.assert_array_equal(found.read("centroids"), expected.centroids_Kd)
+            np.testing.assert_array_equal(found.read("sizes"), expected.sizes_K)
+            assert (found.shape("objective"), found.attributes["trained_on"]) == ((1,), IMAGES)
+        with open("data/evaluation/epochs.csv", newline="") as file:
+            assert [int(row["k"]) for row in csv.DictReader(file)] == [len(clusters(e).read("sizes")) for e in (1, 2)]
+        assert "final clustering" in out
+
+    def test_health_is_measured_by_the_clusters_found(self, workspace, outcome):
+        set_params(cluster__collapse__max_largest_share=0.01, cluster__fail_on_collapse=False)
+        status, out, err = outcome("cluster", "--epoch", "1")
+        assert status == 0, err
+        warning = out.splitlines()[1]
+        k = len(clusters(1).read("sizes"))
+        assert re.fullmatch(
+            rf"warning: collapse: the largest of {k} clusters holds \d+% of the images; try another "
+            r"cluster\.pic\.sigma, pca\.whiten, or a lower train\.optimizer\.lr",
+            warning,
+        )
+
+    def test_a_collapse_does_not_send_to_sweep_k(self, workspace, outcome):
+        set_params(cluster__collapse__max_largest_share=0.01)
+        status, _, err = outcome("cluster", "--epoch", "1")
+        assert status == 2
+        assert err.endswith("Nothing was published; cluster.fail_on_collapse: false goes on all the same\n")
+
+    def test_without_targets_the_final_k_is_cluster_k(self, workspace, outcome):
+        set_params(data__root=str(flat_folder(Path("flat"))))
+        for command in (["prepare"], ["initialise"], *([name, "--epoch", e] for e in "12" for name in EPOCH_STAGES)):
+            status, _, err = outcome(*command)
+            assert status == 0, err
+        assert outcome("evaluate")[0] == 0
+        assert json.loads(Path("data/evaluation/metrics.json").read_text())["k"] == 4
+
+    def test_settings_that_do_not_fit(self, workspace, outcome):
+        set_params(cluster__pic__neighbours=IMAGES)
+        expected = f"error: cluster.pic.neighbours: must be < N = {IMAGES} images; got {IMAGES}\n"
+        assert outcome("cluster", "--epoch", "1") == (2, "", expected)
+
+    def test_memory(self, workspace, outcome, monkeypatch):
+        monkeypatch.setattr(memory, "available_memory", lambda: 1000.0)
+        expected = (
+            "error: cluster: 48 x 4 values need about 0.00 GB of memory and 0.00 GB are available; "
+            "take fewer pca.components\n"
+        )
+        assert outcome("cluster", "--epoch", "1") == (2, "", expected)
+        assert memory_needed(60_000, 64, 5) == 16 * 60_000 * 64 + 150 * 60_000 * 5
+
+    def test_sweep_k_is_for_kmeans(self, workspace, outcome):
+        expected = (
+            "error: cluster.method: sweep-k needs kmeans, as pic finds the number of clusters itself; got 'pic'\n"
+        )
+        assert outcome("sweep-k", "--epoch", "1", "--k", "2,3") == (2, "", expected)
+
+
+def flat_folder(folder):
+    """The tiny project's images without classes."""
+    write_images(folder / "classes")
+    for path in (folder / "classes").rglob("*.png"):
+        path.rename(folder / f"{path.parent.name}-{path.name}")
+    shutil.rmtree(folder / "classes")
+    return folder
