@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from deepcluster import artifacts, blockwise, layout, memory
 from deepcluster.clustering import neighbours as neighbours_module
+from deepcluster.clustering.health import Health, Limits, collapsed
 from deepcluster.clustering.neighbours import nearest_neighbours
 from deepcluster.clustering.pic import affinities, centrality, memory_needed, pic
 from deepcluster.errors import NumericsError
@@ -310,6 +311,13 @@ class TestStage:
             r"cluster\.pic\.sigma, pca\.whiten, or a lower train\.optimizer\.lr",
             warning,
         )
+
+    def test_advice_against_drift_names_no_setting_of_kmeans(self):
+        state = Health(effective_k=2, largest_share=0.5, empty=0, feature_rank=3, drift=0.8)
+        limits = Limits(0.2, 0.5, 0.5, 1.05, max_drift=0.5)
+        found = collapsed(state, np.array([2, 2]), 3, limits, method="pic")
+        assert found is not None
+        assert found.endswith("most allowed 0.5); try a lower train.optimizer.lr")
 
     def test_a_collapse_does_not_send_to_sweep_k(self, workspace, outcome):
         set_params(cluster__collapse__max_largest_share=0.01)
