@@ -11,7 +11,7 @@ from deepcluster.threads import settle
 settle()  # as the stages do, before torch and faiss load
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-from benchmarks import engines, growth, neighbour, pipeline, results, stages
+from benchmarks import engines, growth, neighbour, pic, pipeline, results, stages
 from benchmarks.data import Source
 
 SECTIONS = {
@@ -19,6 +19,7 @@ SECTIONS = {
     "pipeline": pipeline.measure,
     "growth": growth.measure,
     "engines": engines.measure,
+    "pic": pic.measure,
     "neighbour": neighbour.measure,
 }
 USUAL = ("stages", "pipeline", "growth", "engines")

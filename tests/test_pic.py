@@ -247,10 +247,14 @@ class TestErrors:
 
     def test_sigma_too_small(self):
         expected = (
-            "cluster.pic.sigma: at 0.2 no image is similar to another, as half of the images are 10 and more from "
-            "their nearest neighbour; try a sigma of about that, or pca.normalize"
+            "cluster.pic.sigma: at 0.2 20 of 20 images are alone in their cluster, as half of the images are 10 and "
+            "more from their nearest neighbour; try a sigma of about that, or pca.normalize"
         )
         assert self.refused(line(*range(0, 200, 10)), neighbours=1) == expected
+
+    def test_sigma_too_small_for_all_but_one_cluster(self):
+        rows = line(*range(0, 200, 10), 200.0, 200.1)
+        assert self.refused(rows, neighbours=1).startswith("cluster.pic.sigma: at 0.2 20 of 22 images are alone in")
 
     def test_one_cluster(self):
         expected = (
@@ -345,7 +349,9 @@ class TestStage:
             "take fewer pca.components\n"
         )
         assert outcome("cluster", "--epoch", "1") == (2, "", expected)
-        assert memory_needed(60_000, 64, 5) == 16 * 60_000 * 64 + 150 * 60_000 * 5
+        monkeypatch.setattr(blockwise, "_available_cores", lambda: 2)
+        blocks = 2 * 4096 * (4 * 1024 + 24 * 64)
+        assert memory_needed(60_000, 64, 5) == 16 * 60_000 * 64 + 150 * 60_000 * 5 + blocks
 
     def test_sweep_k_is_for_kmeans(self, workspace, outcome):
         expected = (

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcluster.blockwise import in_order, one_thread_a_product
+from deepcluster.blockwise import in_order, one_thread_a_product, workers
 from deepcluster.clustering.assignment import on_gpus, slices
 from deepcluster.errors import NumericsError
 
@@ -53,6 +53,11 @@ def nearest_neighbours(
         for _ in finished:
             pass
     return numbers_NM, distances_NM
+
+
+def search_memory(count: int, components: int) -> float:
+    """Bytes that the blocks of all threads take at once: faiss's tile of 1,024 distances a row, and differences."""
+    return workers() * min(count, _BLOCK_ROWS) * (4.0 * 1024 + 24.0 * components)
 
 
 def _index(rows_Nd: NDArray[np.float32], gpu: bool) -> Any:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from deepcluster.clustering.assignment import assign, slices, squared_distances
 from deepcluster.clustering.backends import uses_gpu
 from deepcluster.clustering.kmeans import Clustering
-from deepcluster.clustering.neighbours import nearest_neighbours
+from deepcluster.clustering.neighbours import nearest_neighbours, search_memory
 from deepcluster.clustering.warm_start import means_of_clusters
 from deepcluster.errors import NumericsError
 from deepcluster.metrics import refuse_non_finite
@@ -59,19 +59,9 @@ def pic(
     numbers_NM, distances_NM = nearest_neighbours(rows_Nd, neighbours, gpu=uses_gpu("faiss", gpu))
     graph = affinities(numbers_NM, distances_NM, sigma)
     labels_N = _clusters(graph, centrality(graph, alpha))
-    if np.bincount(labels_N).max() == 1:
-        typical = math.sqrt(float(np.median(distances_NM[:, 0])))
-        raise NumericsError(
-            f"cluster.pic.sigma: at {sigma:g} no image is similar to another, as half of the images are {typical:.3g} "
-            "and more from their nearest neighbour; try a sigma of about that, or pca.normalize"
-        )
+    _refuse_fewer_than_two(labels_N, distances_NM, sigma)
     labels_N = _numbered_by_size(_without_singletons(rows_Nd, labels_N, numbers_NM))
     k = int(labels_N.max()) + 1
-    if k < 2:
-        raise NumericsError(
-            "cluster.pic: all images form one cluster; try fewer cluster.pic.neighbours, another cluster.pic.sigma, "
-            "or cluster.method kmeans"
-        )
     centroids_Kd = means_of_clusters(rows_Nd, labels_N, k=k)
     assert centroids_Kd is not None  # no cluster is empty
     distances_N = _to_own_mean(rows_Nd, centroids_Kd, labels_N)
@@ -81,9 +71,9 @@ def pic(
 
 
 def memory_needed(count: int, components: int, neighbours: int) -> float:
-    """About how many bytes `pic` takes at its peak: the rows given to it, a copy in float32 and one in float64; or,
-    with few components, the graph, of up to twice N x neighbours entries, several times over."""
-    return 16.0 * count * components + 150.0 * count * neighbours
+    """About how many bytes `pic` takes at its peak: the rows given to it, a copy in float32 and one in float64; with
+    few components the graph, of up to twice N x neighbours entries, several times over; and the search's blocks."""
+    return 16.0 * count * components + 150.0 * count * neighbours + search_memory(count, components)
 
 
 def affinities(numbers_NM: NDArray[np.int32], distances_NM: NDArray[np.float64], sigma: float) -> Any:
@@ -131,6 +121,25 @@ def _clusters(graph: Any, central_N: NDArray[np.float64]) -> NDArray[np.int32]:
     starts, ends = np.append(np.arange(len(to_N)), own[joined]), np.append(to_N, other[joined])
     links = sparse.coo_matrix((np.ones(len(starts), np.int8), (starts, ends)), shape=graph.shape)
     return np.asarray(connected_components(links, directed=False)[1], dtype=np.int32)
+
+
+def _refuse_fewer_than_two(labels_N: NDArray[np.int32], distances_NM: NDArray[np.float64], sigma: float) -> None:
+    """NumericsError unless two clusters have more than one image; what to do depends on how many images are alone."""
+    sizes_K = np.bincount(labels_N)
+    if np.count_nonzero(sizes_K > 1) > 1:
+        return
+    count, alone = len(labels_N), int(np.count_nonzero(sizes_K == 1))
+    if 2 * alone > count:
+        typical = math.sqrt(float(np.median(distances_NM[:, 0])))
+        raise NumericsError(
+            f"cluster.pic.sigma: at {sigma:g} {alone:,} of {count:,} images are alone in their cluster, as half of the "
+            f"images are {typical:.3g} and more from their nearest neighbour; try a sigma of about that, "
+            "or pca.normalize"
+        )
+    raise NumericsError(
+        "cluster.pic: all images form one cluster; try fewer cluster.pic.neighbours, another cluster.pic.sigma, "
+        "or cluster.method kmeans"
+    )
 
 
 def _without_singletons(
