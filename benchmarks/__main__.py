@@ -11,7 +11,7 @@ from deepcluster.threads import settle
 settle()  # as the stages do, before torch and faiss load
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-from benchmarks import augment, engines, growth, neighbour, objectives, pipeline, results, stages
+from benchmarks import augment, engines, growth, neighbour, objectives, pic, pipeline, results, stages
 from benchmarks.data import Source
 
 SECTIONS = {
@@ -21,6 +21,7 @@ SECTIONS = {
     "engines": engines.measure,
     "augment": augment.measure,
     "objectives": objectives.measure,
+    "pic": pic.measure,
     "neighbour": neighbour.measure,
 }
 USUAL = ("stages", "pipeline", "growth", "engines", "augment", "objectives")

@@ -170,7 +170,7 @@ def export(
 def summary() -> None:
     """Print the table of epochs, the final clustering beside the baselines, and where the report is."""
     from deepcluster.evaluation.epochs import read_results
-    from deepcluster.inspection.tables import baseline_cells, epoch_cells, print_table
+    from deepcluster.inspection.tables import baseline_cells, epoch_cells, named_baselines, print_table
 
     rows, metrics = read_results()
     print_table(epoch_cells(rows))
@@ -181,12 +181,9 @@ def summary() -> None:
     smallest, largest = f"{sizes['smallest']:,.0f}", f"{sizes['largest']:,.0f}"
     print(f"clusters hold {smallest} to {largest} images, effective k {sizes['effective_k']:.1f}")
     if metrics["final"]:
-        names = {"pixels": "k-means on raw pixels", "untrained": "untrained backbone"}
-        baselines = {names[name]: scores for name, scores in metrics["baselines"].items()}
         last = {name: metrics["pseudo_labels"][name] for name in ("nmi", "ari", "accuracy")}
-        print_table(
-            baseline_cells({"final clustering": metrics["final"], "pseudo-labels, last epoch": last} | baselines)
-        )
+        ours = {"final clustering": metrics["final"], "pseudo-labels, last epoch": last}
+        print_table(baseline_cells(ours | named_baselines(metrics["baselines"])))
     print(f"\nClusters: {layout.EVALUATION / 'clusters.csv'}\nReport:   {layout.REPORT}")
 
 

@@ -36,6 +36,10 @@ def sweep_epoch(epoch: int, ks: Sequence[int], *, seeds: int, silhouette_rows: i
         raise UserError(f"--epoch: must be >= 1 (epoch 0 is the untrained backbone of `initialise`); got {epoch}")
     params = load_params()
     settings = params.cluster
+    if settings.method != "kmeans":
+        raise UserError(
+            f"cluster.method: sweep-k needs kmeans, as pic finds the number of clusters itself; got {settings.method!r}"
+        )
     reduced = artifacts.open_store(layout.pca(epoch), "pca", made_by=f"pca@{epoch}", epoch=epoch)
     count, components = reduced.shape("reduced")
     if ks[-1] > count:

@@ -1,4 +1,4 @@
-"""evaluate: every epoch's numbers, and a final clustering of the last backbone beside two baselines."""
+"""evaluate: every epoch's numbers, and a final clustering of the last backbone beside the baselines."""
 
 import json
 

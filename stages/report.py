@@ -12,6 +12,7 @@ def report() -> None:
     from deepcluster.evaluation.epochs import read_results
     from deepcluster.images import open_rows
     from deepcluster.inspection.report import render_report
+    from deepcluster.inspection.tables import named_baselines
     from deepcluster.metrics import collapse_warning
     from deepcluster.params import as_yaml
 
@@ -25,7 +26,7 @@ def report() -> None:
             title=f"DeepCluster: {images.attributes['params']['name']}",
             summary=metrics["final"] | {"epochs": len(rows), "k": metrics["k"]} | metrics["clusters"],
             epochs=rows,
-            baselines=metrics["baselines"],
+            baselines=named_baselines(metrics["baselines"]),
             images=open_rows(images),
             sample_ids=images.strings("sample_ids"),
             labels_N=final.read("labels"),

@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
+from scipy import ndimage
 
 from deepcluster.clustering.kmeans import kmeans
-from deepcluster.evaluation.baselines import final_clusters, pixel_baseline, score
+from deepcluster.evaluation.baselines import filtered_baseline, filtered_pixels, final_clusters, pixel_baseline, score
+from deepcluster.models.frontend import build_front_end
 
 
 def make_directions(each=40):
@@ -66,3 +69,41 @@ def test_pixels_are_not_divided_by_their_norm():
     targets = np.repeat([0, 1], 20)
     images = np.where(targets[:, None, None, None], 200, 50) * np.ones((1, 1, 2, 2))
     assert pixel_baseline(images.astype(np.uint8), targets, k=2, seed=0)["accuracy"] == 1
+
+
+class TestSobelFiltered:
+    """k-means on two channels, from colour and from grey."""
+
+    horizontal = np.array([[1, 0, -1], [2, 0, -2], [1, 0, -1]])
+
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_pixels_are_those_of_a_convolution_by_another_library(self, channels):
+        images = np.random.default_rng(0).integers(0, 256, (700, channels, 6, 5), dtype=np.uint8)
+        front_end, _ = build_front_end(channels=channels, sobel=True, grayscale=False)
+        found = filtered_pixels(images, front_end)
+        assert (found.dtype, found.shape) == (np.float32, (700, 2 * 6 * 5))
+        scaled = images / 255
+        grey = scaled[:, 0] if channels == 1 else np.einsum("nchw,c->nhw", scaled, [0.299, 0.587, 0.114])
+        for row in (0, 511, 512, 699):
+            for place, kernel in enumerate((self.horizontal, self.horizontal.T)):
+                expected = ndimage.correlate(grey[row], kernel, mode="constant")
+                np.testing.assert_allclose(found[row].reshape(2, 6, 5)[place], expected, atol=2e-6)
+
+    def test_edges_are_told_apart_where_pixels_are_not(self):
+        """Stripes across and stripes along, at any brightness: their mean colours say nothing."""
+        rng = np.random.default_rng(0)
+        targets = np.repeat([0, 1], 40)
+        stripes = np.tile([0, 0, 60, 60], 4)[None, :] * np.ones((16, 1))
+        images = np.stack([stripes if target else stripes.T for target in targets])[:, None]
+        images = (images + rng.integers(0, 190, (80, 1, 1, 1))).astype(np.uint8).repeat(3, axis=1)
+        images += rng.integers(0, 5, images.shape, dtype=np.uint8)
+        front_end, _ = build_front_end(channels=3, sobel=True, grayscale=False)
+        assert filtered_baseline(images, front_end, targets, k=2, seed=0)["accuracy"] == 1
+        assert pixel_baseline(images, targets, k=2, seed=0)["accuracy"] < 0.7
+
+    def test_the_front_end_stays_where_it_is(self):
+        front_end, _ = build_front_end(channels=1, sobel=True, grayscale=False)
+        front_end.to("meta")
+        with pytest.raises(NotImplementedError):  # a copy of it cannot leave the meta device: it was not moved itself
+            filtered_pixels(np.zeros((1, 1, 4, 4), np.uint8), front_end)
+        assert {buffer.device.type for buffer in front_end.buffers()} == {torch.device("meta").type}

@@ -56,10 +56,10 @@ def assign(
 
     with one_thread_a_product():
         if candidates is not None and gpu:  # faiss's GPU indexes serve one thread
-            for rows in _slices(count, _GPU_ROWS):
+            for rows in slices(count, _GPU_ROWS):
                 work(rows)
         else:
-            for _ in in_order(work, _slices(count, max(1, _SCORES // min(len(centroids_Kd), _TILE)))):
+            for _ in in_order(work, slices(count, max(1, _SCORES // min(len(centroids_Kd), _TILE)))):
                 pass
     return labels_N, distances_N
 
@@ -71,7 +71,7 @@ class _Candidates:
         self._norms_K = np.einsum("kd,kd->k", centroids_Kd, centroids_Kd)
         self._doubled_dK = np.ascontiguousarray(-2 * centroids_Kd.T)
         self._longest = float(np.sqrt(self._norms_K.max(), dtype=np.float64))
-        self._index: Any = _on_gpus(centroids_Kd) if gpu else None
+        self._index: Any = on_gpus(centroids_Kd) if gpu else None
 
     def nearest(self, rows_Bd: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """Labels int32 [B], and bool [B]: whether no rounding can have made another centroid the nearest.
@@ -130,7 +130,7 @@ def fill_empty_clusters(
     while not sizes_K.all() and distances_N.any():
         empty, farthest = int(sizes_K.argmin()), int(distances_N.argmax())
         centroids_Kd[empty] = rows_Nd[farthest]
-        for rows in _slices(len(rows_Nd), max(1, _BLOCK_BYTES // (8 * rows_Nd.shape[1]))):
+        for rows in slices(len(rows_Nd), max(1, _BLOCK_BYTES // (8 * rows_Nd.shape[1]))):
             moved_B = squared_distances(rows_Nd[rows], centroids_Kd[empty])
             nearer_B = moved_B < distances_N[rows]
             labels_N[rows][nearer_B] = empty
@@ -146,7 +146,7 @@ def _exact(
 ) -> NDArray[np.int32]:
     """Labels by float64 products, the lowest number if tied."""
     labels_B = np.empty(len(rows_Bd), np.int32)
-    for rows in _slices(len(rows_Bd), max(1, _BLOCK_BYTES // (8 * sum(nearby_Kd.shape)))):
+    for rows in slices(len(rows_Bd), max(1, _BLOCK_BYTES // (8 * sum(nearby_Kd.shape)))):
         scores_BK = np.subtract(rows_Bd[rows], origin_d, dtype=np.float64) @ nearby_Kd.T
         scores_BK *= -2.0
         scores_BK += norms_K
@@ -154,14 +154,16 @@ def _exact(
     return labels_B
 
 
-def _on_gpus(centroids_Kd: NDArray[np.float32]) -> Any:
+def on_gpus(points_Kd: NDArray[np.float32]) -> Any:
+    """faiss's exhaustive index of the points, on all GPUs."""
     import faiss
 
-    index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatL2(centroids_Kd.shape[1]))
-    index.add(centroids_Kd)
+    index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatL2(points_Kd.shape[1]))
+    index.add(points_Kd)
     return index
 
 
-def _slices(count: int, step: int) -> Iterator[slice]:
+def slices(count: int, step: int) -> Iterator[slice]:
+    """Blocks of `step` rows, the last one of what is left."""
     for start in range(0, count, step):
         yield slice(start, start + step)

@@ -5,6 +5,7 @@ Shapes: N images, d components, K clusters.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,9 +85,16 @@ def variances(rows_Nd: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.asarray(np.linalg.svd(sample_Sd, compute_uv=False) ** 2 / max(1, len(sample_Sd) - 1))
 
 
-def collapsed(found: Health, sizes_K: NDArray[np.int64], components: int, limits: Limits) -> str | None:
+def collapsed(
+    found: Health,
+    sizes_K: NDArray[np.int64],
+    components: int,
+    limits: Limits,
+    *,
+    method: Literal["kmeans", "pic"] = "kmeans",
+) -> str | None:
     """A sentence that says what is wrong and what to try, or None. With one component no rank is asked for."""
-    k = len(sizes_K)
+    k, by_kmeans = len(sizes_K), method == "kmeans"
     if components > 1 and found.feature_rank < limits.min_feature_rank:
         return (
             f"collapse: the features vary along {found.feature_rank:.2f} directions (effective rank; least allowed "
@@ -100,11 +108,16 @@ def collapsed(found: Health, sizes_K: NDArray[np.int64], components: int, limits
         )
     sizes = {"min_effective_share": limits.min_effective_k, "max_largest_share": limits.max_largest_share}
     if warning := collapse_warning(sizes_K, **sizes):
-        return f"{warning}; try another cluster.k, pca.whiten, cluster.restarts, or a lower train.optimizer.lr"
+        tried = (
+            "another cluster.k, pca.whiten, cluster.restarts,"
+            if by_kmeans
+            else "another cluster.pic.sigma, pca.whiten,"
+        )
+        return f"{warning}; try {tried} or a lower train.optimizer.lr"
     if found.drift is not None and found.drift > limits.max_drift:
         return (
             f"drift: the labels share {1 - found.drift:.2f} NMI with those of the epoch before "
             f"(drift {found.drift:.2f}, most allowed {limits.max_drift:g}); "
-            "try cluster.warm_start, a smaller cluster.k or a lower train.optimizer.lr"
+            f"try {'cluster.warm_start, a smaller cluster.k or ' if by_kmeans else ''}a lower train.optimizer.lr"
         )
     return None

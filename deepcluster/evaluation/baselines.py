@@ -1,16 +1,22 @@
-"""Clusterings to judge by true labels, made the same way for trained features, untrained features and raw pixels.
+"""Clusterings to judge by true labels, made the same way for trained features, untrained features and pixels.
 
 Shapes: N images, D features, C channels, H x W pixels.
 """
 
-import numpy as np
-from numpy.typing import NDArray
+import copy
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from deepcluster.augment import to_float
 from deepcluster.clustering.kmeans import Clustering, kmeans
 from deepcluster.metrics import ari, hungarian_accuracy, nmi
 from deepcluster.reduction.pca import l2_normalize
 
 _ITERATIONS = 50
+_FILTERED_AT_ONCE = 512
 
 
 def final_clusters(
@@ -44,5 +50,36 @@ def pixel_baseline(
 ) -> dict[str, float]:
     """`score` of faiss k-means on raw pixels: uint8 divided by 255, flattened, nothing else; 50 iterations a run."""
     pixels_ND = images_NCHW.reshape(len(images_NCHW), -1).astype(np.float32) / np.float32(255)
+    found = kmeans(pixels_ND, k=k, backend="faiss", iterations=_ITERATIONS, restarts=restarts, seed=seed, gpu=gpu)
+    return score(found.labels_N, targets_N)
+
+
+def filtered_pixels(images_NCHW: NDArray[np.uint8], front_end: nn.Module) -> NDArray[np.float32]:
+    """What a backbone's fixed front end makes of uint8 divided by 255, flattened: float32 [N, D]. Nothing else is done.
+
+    Sobel gives D = 2 x H x W: all horizontal differences of an image (of its grey values, if it is coloured), row by
+    row, then the vertical ones. On the CPU, whatever the backbone is on, so that every machine has the same numbers.
+    """
+    front_end = copy.deepcopy(front_end).cpu()
+    blocks = []
+    with torch.inference_mode():
+        for start in range(0, len(images_NCHW), _FILTERED_AT_ONCE):
+            block = torch.from_numpy(np.array(images_NCHW[start : start + _FILTERED_AT_ONCE]))
+            blocks.append(front_end(to_float(block)).flatten(1).numpy())
+    return np.concatenate(blocks)
+
+
+def filtered_baseline(
+    images_NCHW: NDArray[np.uint8],
+    front_end: nn.Module,
+    targets_N: NDArray[np.integer],
+    *,
+    k: int,
+    seed: int,
+    restarts: int = 10,
+    gpu: bool | None = None,
+) -> dict[str, float]:
+    """`pixel_baseline` of `filtered_pixels`."""
+    pixels_ND = filtered_pixels(images_NCHW, front_end)
     found = kmeans(pixels_ND, k=k, backend="faiss", iterations=_ITERATIONS, restarts=restarts, seed=seed, gpu=gpu)
     return score(found.labels_N, targets_N)

@@ -1,4 +1,4 @@
-"""The reported result: k-means on the last backbone's L2-normalised features; beside it two baselines."""
+"""The reported result: k-means on the last backbone's L2-normalised features; beside it the baselines."""
 
 import csv
 import io
@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from deepcluster import artifacts, layout
-from deepcluster.checkpoint import load_checkpoint
+from deepcluster.checkpoint import Checkpoint, load_checkpoint
 from deepcluster.clustering.kmeans import Clustering
-from deepcluster.evaluation.baselines import final_clusters, pixel_baseline, score
+from deepcluster.evaluation.baselines import filtered_baseline, final_clusters, pixel_baseline, score
 from deepcluster.features import extract_features
 from deepcluster.images import open_rows
 from deepcluster.metrics import cluster_statistics
@@ -40,22 +40,30 @@ def evaluate_backbones(
     device: torch.device,
     gpu: bool | None,
 ) -> Result:
-    """Cluster the last backbone's features; with targets, score that and both baselines, clustered alike."""
+    """Cluster the last backbone's features; with targets, score that and the baselines, clustered alike.
+
+    Baselines: "pixels", "untrained" (the backbone of epoch 0) and, where that has Sobel filters, "sobel".
+    """
     pixels_NCHW = open_rows(images)
 
-    def cluster_epoch(epoch: int) -> Clustering:
-        features_ND = _features(images, pixels_NCHW, epoch, batch_size, device)
+    def cluster_features(checkpoint: Checkpoint) -> Clustering:
+        features_ND = _features(images, pixels_NCHW, checkpoint, batch_size, device)
         return final_clusters(features_ND, k=k, seed=seed, restarts=restarts, gpu=gpu)
 
-    clustering = cluster_epoch(last_epoch)
+    clustering = cluster_features(_checkpoint(images, last_epoch))
     statistics = cluster_statistics(clustering.sizes_K)
     metrics: dict[str, Any] = {"epoch": last_epoch, "k": k, "final": {}, "baselines": {}}
     if targets_N is not None:
         metrics["final"] = score(clustering.labels_N, targets_N)
+        untrained = _checkpoint(images, 0)
         metrics["baselines"] = {
             "pixels": pixel_baseline(pixels_NCHW, targets_N, k=k, seed=seed, restarts=restarts, gpu=gpu),
-            "untrained": score(cluster_epoch(0).labels_N, targets_N),
+            "untrained": score(cluster_features(untrained).labels_N, targets_N),
         }
+        if untrained.description.sobel:
+            metrics["baselines"]["sobel"] = filtered_baseline(
+                pixels_NCHW, untrained.backbone.front_end, targets_N, k=k, seed=seed, restarts=restarts, gpu=gpu
+            )
     metrics["clusters"] = {name: statistics[name] for name in ("smallest", "largest", "empty", "effective_k")}
     return Result(clustering, metrics)
 
@@ -87,11 +95,18 @@ def clusters_csv(sample_ids: Sequence[str], clustering: Clustering) -> str:
     return text.getvalue()
 
 
-def _features(
-    images: artifacts.Store, pixels_NCHW: NDArray[np.uint8], epoch: int, batch_size: int, device: torch.device
-) -> NDArray[np.float32]:
+def _checkpoint(images: artifacts.Store, epoch: int) -> Checkpoint:
     made_by = layout.made_by_checkpoint(epoch)
-    checkpoint = load_checkpoint(layout.checkpoint(epoch), made_by=made_by, ids=images.ids, epoch=epoch)
+    return load_checkpoint(layout.checkpoint(epoch), made_by=made_by, ids=images.ids, epoch=epoch)
+
+
+def _features(
+    images: artifacts.Store,
+    pixels_NCHW: NDArray[np.uint8],
+    checkpoint: Checkpoint,
+    batch_size: int,
+    device: torch.device,
+) -> NDArray[np.float32]:
     blocks = extract_features(
         checkpoint.backbone,
         pixels_NCHW,

@@ -19,13 +19,14 @@ THUMBNAIL_SIDES = (96, 64, 48, 32, 24, 16)
 CLUSTERED = (
     "The result and the clusters below come from one final k-means on the features that the last epoch's backbone "
     "gives for all images of this data set, each row divided by its length, without PCA or whitening. The baselines "
-    "had the same k and number of restarts: the pixels themselves, and the features of the same backbone "
-    "before any training."
+    "had the same k and number of restarts: the pixels themselves (with model.sobel also as its filters leave them), "
+    "and the features of the same backbone before any training."
 )
 PSEUDO_LABELS = (
     "The rows below are another clustering: the pseudo-labels that each epoch trained on. Those of epoch e were made "
     "before its training, from the reduced features of the backbone as epoch e - 1 left it, with the number of "
-    "clusters under cluster in the parameters. Compare them with each other, not with the result above."
+    "clusters under cluster in the parameters (cluster.method pic finds its own). Compare them with each other, not "
+    "with the result above."
 )
 TARGETS_USED = (
     "True labels were compared with the clusters only to compute nmi, ari, accuracy and purity; no training stage "

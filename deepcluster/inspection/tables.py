@@ -27,6 +27,11 @@ EPOCH_COLUMNS = (
 SWEEP_COLUMNS = (
     "k", "objective", "explained", "silhouette", "stability", "effective_k", "largest_share", "empty", "nmi",
 )  # fmt: skip
+BASELINES = {
+    "pixels": "k-means on raw pixels",
+    "sobel": "k-means on Sobel-filtered pixels",
+    "untrained": "untrained backbone",
+}
 WHOLE_NUMBERS = ("epoch", "smallest", "largest")
 GAP = "  "
 
@@ -50,6 +55,11 @@ def baseline_cells(results: Mapping[str, Mapping[str, float]]) -> Cells:
     metrics = list(dict.fromkeys(name for values in results.values() for name in values))
     rows = [[title, *(value_text(name, values.get(name)) for name in metrics)] for title, values in results.items()]
     return Cells(["features", *metrics], rows)
+
+
+def named_baselines(results: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, float]]:
+    """The results of metrics.json's baselines by the names they are shown under, in the order of BASELINES."""
+    return {title: results[name] for name, title in BASELINES.items() if name in results}
 
 
 def value_text(name: str, value: float | None) -> str:
