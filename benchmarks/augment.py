@@ -13,7 +13,8 @@ from torchvision.transforms import v2
 from benchmarks import plots, results
 from benchmarks.data import Source, noise
 from benchmarks.results import Comparison, compare
-from deepcluster.augment import Augmentation, augment, to_float
+from deepcluster.augment import Augmentation, augment
+from deepcluster.pixels import to_float
 
 BATCH = 256
 GEOMETRY: dict[str, Any] = {"crop": True, "flip": True, "rotation": 12.0, "translate": 0.1, "zoom": (0.85, 1.15)}

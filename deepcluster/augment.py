@@ -6,7 +6,7 @@ off leaves the draws of the others as they were. Shapes: N images, C channels, H
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -89,18 +89,6 @@ def augment(
     grid_NHW2 = F.affine_grid(theta_N23, list(images_NCHW.shape), align_corners=False)
     moved_NCHW = F.grid_sample(images_NCHW, grid_NHW2, padding_mode=augmentation.padding, align_corners=False)
     return _coloured(moved_NCHW, augmentation, colour_DN[1:])
-
-
-def to_float(images_NCHW: Tensor) -> Tensor:
-    """uint8 images as float32 in [0, 1]."""
-    return images_NCHW.to(torch.float32).div_(255)
-
-
-def normalise(images_NCHW: Tensor, mean_C: Sequence[float], std_C: Sequence[float]) -> Tensor:
-    """(images - mean) / std per channel; mean and std in units of [0, 1]."""
-    mean_C11 = torch.tensor(mean_C, dtype=images_NCHW.dtype, device=images_NCHW.device).view(-1, 1, 1)
-    std_C11 = torch.tensor(std_C, dtype=images_NCHW.dtype, device=images_NCHW.device).view(-1, 1, 1)
-    return images_NCHW.sub(mean_C11).div_(std_C11)
 
 
 def _between(low: float, high: float, uniform: Tensor) -> Tensor:

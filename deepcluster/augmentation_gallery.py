@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from deepcluster import artifacts, layout
-from deepcluster.augment import Augmentation, augment, augmentation_of, to_float
+from deepcluster.augment import Augmentation, augment, augmentation_of
 from deepcluster.errors import UserError
 from deepcluster.inspection.gallery import sheet_png
 from deepcluster.params import load_params
+from deepcluster.pixels import to_float
 from deepcluster.seeding import torch_generator
 
 MOST_IMAGES, MOST_VIEWS = 50, 20  # about a gigabyte of colour images of 512 pixels
@@ -36,6 +37,8 @@ def show_augmentations(images: int, views: int, epoch: int, out: Path) -> None:
         raise UserError(f"--out: must be a file name; {out} is a folder")
     params = load_params()
     store = artifacts.open_store(layout.IMAGES, "images", made_by="prepare")
+    if not out.parent.is_dir():
+        raise UserError(f"--out: {out.parent}: no such folder")
     augmentation = augmentation_of(params.augment, store.attributes["params"]["name"])
     originals_RCHW = np.concatenate([store.read("images", slice(i, i + 1)) for i in _spread(store.samples, images)])
     sheet_RMCHW = originals_and_views(originals_RCHW, augmentation, views=views, seed=params.seed, epoch=epoch)

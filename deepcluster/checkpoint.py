@@ -46,7 +46,7 @@ class BackboneDescription:
 
 @dataclass(frozen=True)
 class OptimizerState:
-    """Tensors by "parameter index.name", and the name of the class that they are of."""
+    """Tensors by "weight's name.name" (momentum, moments), and the name of the class that they are of."""
 
     tensors: dict[str, artifacts.Array]
     name: str | None
@@ -74,21 +74,22 @@ def save_checkpoint(
     provenance: artifacts.Provenance,
     optimizer: torch.optim.Optimizer | None = None,
     kept: dict[str, torch.Tensor] | None = None,
-    head_optimizer: torch.optim.Optimizer | None = None,
+    head_optimizer: OptimizerState | None = None,
 ) -> None:
     """Publish a checkpoint folder; see `artifacts.write_checkpoint`. `kept`: the heads' weights to go on with."""
+    own = optimizer_state(optimizer, backbone)
     weights = {f"{WEIGHTS}{name}": array for name, array in _arrays(kept or {}).items()}
-    state = {f"{OPTIMIZER}{name}": array for name, array in _arrays(_optimizer_tensors(head_optimizer)).items()}
+    state = {f"{OPTIMIZER}{name}": array for name, array in (head_optimizer.tensors if head_optimizer else {}).items()}
     files = artifacts.CheckpointFiles(
         weights=weights_of(backbone),
-        optimizer=_arrays(_optimizer_tensors(optimizer)),
+        optimizer=own.tensors,
         heads=weights | state,
         description={
             "backbone": vars(description),
             "feature_dim": backbone.feature_dim,
-            "optimizer": type(optimizer).__name__ if optimizer else None,
+            "optimizer": own.name,
         }
-        | ({"head_optimizer": type(head_optimizer).__name__} if head_optimizer else {}),
+        | ({"head_optimizer": head_optimizer.name} if head_optimizer else {}),
     )
     artifacts.write_checkpoint(target, files, provenance)
 
@@ -131,18 +132,47 @@ def load_weights(backbone: nn.Module, weights: dict[str, artifacts.Array], sourc
     backbone.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()})
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, saved: OptimizerState) -> None:
+def optimizer_state(optimizer: torch.optim.Optimizer | None, module: nn.Module) -> OptimizerState:
+    """What the next epoch goes on with of an optimizer over weights of `module`."""
+    if optimizer is None:
+        return OptimizerState({}, None)
+    tensors = {
+        f"{name}.{key}": value
+        for name, weight in _trained(optimizer, module).items()
+        for key, value in optimizer.state.get(weight, {}).items()
+        if isinstance(value, torch.Tensor)
+    }
+    return OptimizerState(_arrays(tensors), type(optimizer).__name__)
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, saved: OptimizerState, source: Path) -> None:
     """Give the optimizer the state (momentum, moments) of the epoch before, unless it is of another kind or the first.
 
-    Settings such as the learning rate are the optimizer's own.
+    Settings such as the learning rate are the optimizer's own. ArtifactError where the state is of other weights of
+    `module` than this optimizer's: torch would take it, and its fused optimizers would read beyond its end.
     """
-    if saved.name != type(optimizer).__name__:
+    if saved.name != type(optimizer).__name__ or not saved.tensors:
         return
-    state: dict[int, dict[str, Any]] = {}
+    weights = _trained(optimizer, module)
+    state: dict[str, dict[str, Any]] = {name: {} for name in weights}
     for name, array in saved.tensors.items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = torch.from_numpy(array.copy())
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        owner, _, key = name.rpartition(".")
+        state.setdefault(owner, {})[key] = torch.from_numpy(array.copy())
+    for name, values in state.items():
+        shapes = {tuple(value.shape) for value in values.values() if value.ndim}
+        if name not in weights or not values or shapes - {tuple(weights[name].shape)}:
+            raise ArtifactError(
+                f"{source}: optimizer state of other weights than are trained here, such as {name}; "
+                "make it with the same settings (`dvc repro` does)"
+            )
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": dict(enumerate(state[name] for name in weights)), "param_groups": groups})
+
+
+def _trained(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, nn.Parameter]:
+    """The optimizer's weights by their names in `module`, in the optimizer's order."""
+    names = {id(weight): name for name, weight in module.named_parameters()}
+    return {names[id(weight)]: weight for group in optimizer.param_groups for weight in group["params"]}
 
 
 def kept_weights(heads: Heads, *, classifier: bool) -> dict[str, torch.Tensor]:
@@ -167,19 +197,6 @@ def restore_heads(heads: Heads, checkpoint: Checkpoint, *, classifier: bool) -> 
 
 def _named(arrays: dict[str, artifacts.Array], prefix: str) -> dict[str, artifacts.Array]:
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
-    """Tensors by `parameter index.name`."""
-    if optimizer is None:
-        return {}
-    state: dict[int, dict[str, torch.Tensor | None]] = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{key}": value
-        for index, values in state.items()
-        for key, value in values.items()
-        if isinstance(value, torch.Tensor)
-    }
 
 
 def _arrays(tensors: dict[str, torch.Tensor]) -> dict[str, artifacts.Array]:

@@ -80,7 +80,9 @@ def plan(
     Growing keeps every epoch that exists; shrinking and growing back computes no epoch again.
     """
     from deepcluster.plan import plan as write_plan
+    from deepcluster.plan import refuse_epochs
 
+    refuse_epochs(epochs)
     override(overrides, plans=True)
     before, now = write_plan(epochs)
     print(f"{layout.SCHEDULE}: {now} epochs" + (f" (were {before})" if before not in (0, now) else ""))

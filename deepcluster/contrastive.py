@@ -81,11 +81,13 @@ def two_view_loss(first_NP: Tensor, second_NP: Tensor, *, temperature: float) ->
     """NT-Xent of the rows of two views [N, P] each, row i of both being image i; a scalar > 0.
 
     Mean over all 2N rows of -log of softmax(cosine / temperature) at the row's other view, over all rows but itself.
+    Computed by SupConLoss, which is the same where a row has one positive: NTXentLoss builds a row of all negatives for
+    each pair, so its time and memory grow with the cube of N (2 GB at N = 256).
     """
-    from pytorch_metric_learning.losses import NTXentLoss
+    from pytorch_metric_learning.losses import SupConLoss
 
     images_VN = torch.arange(len(first_NP), device=first_NP.device).repeat(2)
-    return _scalar(NTXentLoss(temperature=temperature)(torch.cat([first_NP, second_NP]), images_VN))
+    return _scalar(SupConLoss(temperature=temperature)(torch.cat([first_NP, second_NP]), images_VN))
 
 
 def _scalar(loss: Any) -> Tensor:

@@ -32,15 +32,18 @@ def export(epoch: int, format: Format, target: Path, *, force: bool = False) -> 
     checkpoint = load_checkpoint(layout.checkpoint(epoch), made_by=made_by, ids=images.ids, epoch=epoch)
     mean, std = images.attributes["mean"], images.attributes["std"]
     facts = vars(checkpoint.description) | {"mean": mean, "std": std, "epoch": epoch}
-    match format:
-        case "torchvision":
-            usage = _write_torchvision(target, checkpoint, mean, std)
-        case "onnx":
-            usage = _write_onnx(target, checkpoint, facts)
-        case "safetensors":
-            usage = _write_safetensors(target, checkpoint, facts)
-        case _:
-            assert_never(format)
+    try:
+        match format:
+            case "torchvision":
+                usage = _write_torchvision(target, checkpoint, mean, std)
+            case "onnx":
+                usage = _write_onnx(target, checkpoint, facts)
+            case "safetensors":
+                usage = _write_safetensors(target, checkpoint, facts)
+            case _:
+                assert_never(format)
+    except OSError as error:
+        raise UserError(f"--out: {target} cannot be written: {error.strerror}") from None
     features = f"{checkpoint.backbone.feature_dim} features"
     return [f"{target}: {checkpoint.description.arch} of epoch {epoch}, {features}", *usage]
 

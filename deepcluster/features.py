@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deepcluster.augment import normalise, to_float
 from deepcluster.errors import NumericsError
 from deepcluster.models.build import Backbone, Precision, autocast, compiled
+from deepcluster.pixels import normalise, to_float
 from deepcluster.transfer import Arriving, to_device
 
 ROWS_NAMED = 5

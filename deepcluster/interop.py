@@ -115,7 +115,7 @@ def _our_name(name: str, arch: Arch) -> str:
 def _check_description(path: Path, foreign: Foreign, ours: BackboneDescription) -> None:
     """That the file, if it says what its backbone is, says ours."""
     theirs = foreign.made_for
-    if theirs is not None and _kind(theirs) != _kind(ours):
+    if theirs is not None and (_kind(theirs) != _kind(ours) or _greys(theirs) != _greys(ours)):
         raise ArtifactError(
             f"{path}: made for {_in_words(theirs)}, but this run has {_in_words(ours)}; "
             "set model.arch, model.sobel and model.grayscale alike"
@@ -126,6 +126,11 @@ def _check_description(path: Path, foreign: Foreign, ours: BackboneDescription) 
 
 def _kind(description: BackboneDescription) -> tuple[str, bool, int]:
     return description.arch, description.sobel, description.body_channels
+
+
+def _greys(description: BackboneDescription) -> str:
+    """How Sobel filters get their grey image from colour; of images that are grey already it does not matter."""
+    return "weighted" if description.sobel and description.grayscale and description.channels == 3 else "plain"
 
 
 def _in_words(description: BackboneDescription) -> str:

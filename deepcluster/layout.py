@@ -10,12 +10,13 @@ REPORT = DATA / "report/report.html"
 AUGMENTATIONS = DATA / "augmentations.png"
 TIMINGS = DATA / "timings.csv"
 HISTORY = DATA / "history"
+EPOCHS = DATA / "epochs"
 SCHEDULE = Path("stages/schedule.yaml")
 
 
 def epoch_folder(epoch: int) -> Path:
     """What is large: feature dumps and checkpoints."""
-    return DATA / "epochs" / str(epoch)
+    return EPOCHS / str(epoch)
 
 
 def features(epoch: int) -> Path:

@@ -20,11 +20,16 @@ def available_memory() -> float:
 
 def refuse_too_large(needed: float, what: str, remedy: str) -> None:
     """ResourceError before the work starts, if it needs more bytes than are available; says both numbers."""
+    if problem := too_large(needed):
+        raise ResourceError(f"{what} {problem}; {remedy}")
+
+
+def too_large(needed: float) -> str | None:
+    """`need about 9.00 GB of memory and 4.00 GB are available`, or None if they do not need more than there is."""
     available = available_memory()
-    if needed > available:
-        raise ResourceError(
-            f"{what} need about {needed / 1e9:.2f} GB of memory and {available / 1e9:.2f} GB are available; {remedy}"
-        )
+    if needed <= available:
+        return None
+    return f"need about {needed / 1e9:.2f} GB of memory and {available / 1e9:.2f} GB are available"
 
 
 def _container_memory(group: Path) -> float:

@@ -38,6 +38,12 @@ def check_schedule(epochs: int, path: Path = layout.SCHEDULE) -> None:
         )
 
 
+def refuse_epochs(epochs: int | None) -> None:
+    """ParamsError for a number of epochs that params.yaml cannot have."""
+    if epochs is not None and epochs < 1:
+        raise ParamsError(f"--epochs: must be >= 1; got {epochs}")
+
+
 def plan(epochs: int | None = None, path: Path = layout.SCHEDULE) -> tuple[int, int]:
     """Write the schedule for `epochs` (also into params.yaml), or for params.yaml's own; (epochs before, epochs now).
 
@@ -45,8 +51,7 @@ def plan(epochs: int | None = None, path: Path = layout.SCHEDULE) -> tuple[int, 
     it stays in DVC's cache and comes back when the epochs do.
     """
     if epochs is not None:
-        if epochs < 1:
-            raise ParamsError(f"--epochs: must be >= 1; got {epochs}")
+        refuse_epochs(epochs)
         set_params([f"epochs={epochs}"])
     epochs = load_params().epochs
     try:

@@ -13,8 +13,10 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from deepcluster import artifacts, layout
 from deepcluster.errors import RunnerError, UserError
 from deepcluster.evaluation.epochs import epoch_row
 from deepcluster.lockfile import write_entries
@@ -54,8 +56,10 @@ def run(targets: Sequence[str] = ()) -> int:
     from dvc.exceptions import DvcException, ReproductionError
     from dvc.repo import Repo
 
-    epochs = load_params().epochs
+    params = load_params()
+    epochs = params.epochs
     check_schedule(epochs)
+    _refuse_changed_weights(params.model.weights)
     last = max([_epoch(target) for target in targets] or [epochs]) or epochs
     try:
         with Repo() as repo, _LockedOnceAnEpoch(EpochTable(last)) as locking, _in_process(PARAMS_FILE.read_bytes()):
@@ -92,6 +96,17 @@ def check_dvc() -> None:
     missing = [name for name, found in needed.items() if not found]
     if missing:
         raise RunnerError(f"dvc {dvc.__version__} lacks {', '.join(missing)}; {USE_REPRO}")
+
+
+def _refuse_changed_weights(path: str | None) -> None:
+    """RunnerError if the file that `model.weights` names is not what epoch 0 was made of: DVC knows its name only."""
+    before = artifacts.checkpoint_params(layout.checkpoint(0))
+    now = artifacts.weights_sha256(Path(path)) if path else None
+    if now and before.get("weights") == path and now != before.get("weights_sha256"):
+        raise RunnerError(
+            f"model.weights: {path} has changed since `initialise` read it, which DVC does not see; run "
+            "`dvc repro -s -f initialise` first"
+        )
 
 
 class _LockedOnceAnEpoch:

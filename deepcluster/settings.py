@@ -19,7 +19,7 @@ def set_params(overrides: Sequence[str]) -> list[Change]:
     before = read_text(PARAMS_FILE)
     text, changes = edited(before, overrides)
     if text != before:
-        artifacts.write_text(PARAMS_FILE, text)
+        _write(text)
     return changes
 
 
@@ -41,11 +41,20 @@ def use_recipe(name: str, overrides: Sequence[str] = ()) -> tuple[list[Change], 
         raise ParamsError(f"{name}: no such recipe{nearest(name, known)}; {listed}")
     recipe = RECIPES / f"{name}.yaml"
     text, changes = edited(read_text(recipe), overrides, recipe)
-    if PARAMS_FILE.is_file() and PARAMS_FILE.read_bytes() == text.encode():
+    if PARAMS_FILE.exists() and read_text(PARAMS_FILE) == text:
         return changes, None
     kept = _keep(PARAMS_FILE) if PARAMS_FILE.exists() else None
-    artifacts.write_text(PARAMS_FILE, text)
+    _write(text)
     return changes, kept
+
+
+def _write(text: str) -> None:
+    """Publish params.yaml where it lies, if it is a link, and with the permissions that it has."""
+    target = PARAMS_FILE.resolve()
+    mode = target.stat().st_mode if target.exists() else None
+    artifacts.write_text(target, text)
+    if mode is not None:
+        target.chmod(mode)
 
 
 def _keep(path: Path) -> Path:

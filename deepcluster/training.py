@@ -15,15 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deepcluster.augment import Augmentation, augment, normalise, to_float
+from deepcluster.augment import Augmentation, augment
 from deepcluster.contrastive import Objective, Terms
 from deepcluster.errors import NumericsError, UserError
 from deepcluster.models.build import Backbone, Precision, autocast, compiled
 from deepcluster.models.heads import Heads
+from deepcluster.pixels import normalise, to_float
 from deepcluster.transfer import to_device
 
 ON_PSEUDO_LABELS = Objective()
 PARTS_NAMED = 20
+LEAST_IMAGES = 32
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class OptimizerSettings:
 
 @dataclass
 class StepResult:
-    """One optimizer step: what was measured on the batch before it, and the backbone's learning rate.
+    """One optimizer step: what was measured on the batch before it, and the first optimizer's learning rate.
 
     loss: what was trained on; pseudo_label_loss and contrastive_loss (None without a strategy): its terms, unweighted.
     accuracy: the share of pseudo-labels predicted, over all views. images: each counted once, whatever its views.
@@ -119,7 +121,7 @@ def train_epoch(
     own learning rate is what each optimizer takes; the first one's is reported. `clip_norm`: largest norm of all
     gradients together. Weights and their optimizers' state are left in channels_last memory format. `compile`: see
     `models.build.compiled`.
-    NumericsError when a loss is not finite, before that step changes any weight.
+    NumericsError when a loss is not finite, before that step changes any weight. UserError for two views that are one.
     """
     backbone.to(device).to(memory_format=torch.channels_last).train()
     heads.to(device).train()
@@ -132,6 +134,8 @@ def train_epoch(
     for step, (images_BCHW, labels_B) in enumerate(uploaded(images, labels_N, cut, device), start=1):
         pixels = to_float(images_BCHW)
         views = [augment(pixels, augmentation, generator, colour_generator) for _ in range(objective.views)]
+        if step == 1 and len(views) > 1:
+            _refuse_identical(*views)
         inputs = normalise(views[0] if len(views) == 1 else torch.cat(views), mean, std)
         with _dropout_from(generator, device), autocast(device, precision):
             features_BD = forward(inputs.contiguous(memory_format=torch.channels_last))
@@ -212,6 +216,15 @@ def _prefixes(name: str) -> list[str]:
     """["a", "a.b"] of "a.b"."""
     parts = name.split(".")
     return [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
+
+
+def _refuse_identical(first_NCHW: Tensor, second_NCHW: Tensor) -> None:
+    """UserError if no pixel differs by a grey level between two views of a batch; in a small one that may be chance."""
+    if len(first_NCHW) >= LEAST_IMAGES and bool((first_NCHW - second_NCHW).abs().max() < 1 / 255):
+        raise UserError(
+            "train.contrastive.strategy: two_views needs views that differ, but `augment` leaves those of these images "
+            "identical; switch on augment.crop, rotation, translate or another"
+        )
 
 
 def _keep_frozen_still(backbone: nn.Module) -> None:

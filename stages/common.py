@@ -52,6 +52,7 @@ def overridable(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def with_option(overrides: list[str] | None = None, **arguments: object) -> None:
+        refuse_epoch(arguments.get("epoch"))
         override(overrides)
         command(**arguments)
 
@@ -88,6 +89,12 @@ def run_app(app: typer.Typer) -> None:
         sys.exit(130)
 
 
+def refuse_epoch(epoch: object) -> None:
+    """UserError for an epoch that no stage has."""
+    if isinstance(epoch, int) and epoch < 1:
+        raise UserError(f"--epoch: must be >= 1 (epoch 0 is the untrained backbone of `initialise`); got {epoch}")
+
+
 @contextmanager
 def stage(name: str, epoch: int | None = None) -> Iterator[Params]:
     """The validated params for one stage's work, which is timed.
@@ -95,8 +102,7 @@ def stage(name: str, epoch: int | None = None) -> Iterator[Params]:
     Refuses epochs below 1 and, when DVC runs the stage, a schedule that does not fit `epochs`: so a stale schedule
     stops whichever stage comes first, before it has done anything.
     """
-    if epoch is not None and epoch < 1:
-        raise UserError(f"--epoch: must be >= 1 (epoch 0 is the untrained backbone of `initialise`); got {epoch}")
+    refuse_epoch(epoch)
     params = load_params()
     if "DVC_STAGE" in os.environ:
         check_schedule(params.epochs)

@@ -15,6 +15,7 @@ def initialise() -> None:
 
     from deepcluster import artifacts, layout
     from deepcluster.checkpoint import BackboneDescription, load_weights, save_checkpoint
+    from deepcluster.errors import UserError
     from deepcluster.interop import read_foreign_weights
     from deepcluster.seeding import seed_torch
 
@@ -24,10 +25,14 @@ def initialise() -> None:
         description = BackboneDescription(model.arch, channels, size, model.sobel, model.grayscale)
         seed_torch(params.seed, "backbone", 0)
         backbone = description.build()
+        used = model.model_dump()
         if model.weights is not None:
             path = Path(model.weights)
+            if path.resolve().is_relative_to(layout.EPOCHS.resolve()):
+                raise UserError(f"model.weights: {path} lies in {layout.EPOCHS}, where this run writes; copy it away")
+            used["weights_sha256"] = artifacts.weights_sha256(path)
             load_weights(backbone, read_foreign_weights(path, description, backbone), path)
-        provenance = artifacts.Provenance(images.samples, images.ids, 0, params.seed, model.model_dump())
+        provenance = artifacts.Provenance(images.samples, images.ids, 0, params.seed, used)
         save_checkpoint(layout.checkpoint(0), description, backbone, provenance)
         with artifacts.write_store(layout.clusters(0), "clusters", provenance) as store:
             store.array("labels", np.full(images.samples, -1, np.int32), ("sample",))

@@ -25,8 +25,15 @@ def train(epoch: Epoch) -> None:
 
     from deepcluster import artifacts, layout
     from deepcluster.augment import augmentation_of
-    from deepcluster.checkpoint import kept_weights, load_checkpoint, restore_optimizer, save_checkpoint
+    from deepcluster.checkpoint import (
+        kept_weights,
+        load_checkpoint,
+        optimizer_state,
+        restore_optimizer,
+        save_checkpoint,
+    )
     from deepcluster.contrastive import Objective
+    from deepcluster.errors import UserError
     from deepcluster.images import open_rows
     from deepcluster.models.heads import trainable
     from deepcluster.progress import counted
@@ -48,11 +55,13 @@ def train(epoch: Epoch) -> None:
         optimizer = None
         if weights := trainable(backbone):
             optimizer = build_optimizer(weights, _optimizer(settings.optimizer))
-            restore_optimizer(optimizer, checkpoint.optimizer)
+            restore_optimizer(optimizer, backbone, checkpoint.optimizer, checkpoint.path)
+        elif settings.contrastive.strategy != "none" and not settings.contrastive.label_weight:
+            raise UserError("train.freeze: leaves nothing to train, as train.contrastive.label_weight is 0")
         heads = _heads(params, checkpoint, epoch, len(clusters.read("sizes"))).to(device())
         head_optimizer = build_optimizer(heads.parameters(), _optimizer(settings.head))
         if settings.head.carry_optimizer:
-            restore_optimizer(head_optimizer, checkpoint.head_optimizer)
+            restore_optimizer(head_optimizer, heads, checkpoint.head_optimizer, checkpoint.path)
         size = max(2, round(settings.epoch_size * images.samples))
         steps = train_epoch(
             backbone,
@@ -84,7 +93,7 @@ def train(epoch: Epoch) -> None:
             provenance,
             optimizer,
             kept=kept_weights(heads, classifier=not settings.head.reset),
-            head_optimizer=head_optimizer if settings.head.carry_optimizer else None,
+            head_optimizer=optimizer_state(head_optimizer, heads) if settings.head.carry_optimizer else None,
         )
         artifacts.write_text(layout.train_steps(epoch), _steps_csv(results))
         summary = _summary(epoch, results)
@@ -100,7 +109,9 @@ def _heads(params: "Params", checkpoint: "Checkpoint", epoch: int, k: int) -> "H
 
     settings = params.train
     seed_torch(params.seed, "head", epoch)
-    heads = build_heads(checkpoint.backbone.feature_dim, k, projection=settings.contrastive.projection)
+    contrastive = settings.contrastive
+    projection = None if contrastive.strategy == "none" else contrastive.projection
+    heads = build_heads(checkpoint.backbone.feature_dim, k, projection=projection)
     if epoch > 1:
         restore_heads(heads, checkpoint, classifier=not settings.head.reset)
     return heads

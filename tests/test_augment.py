@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deepcluster.augment import Augmentation, augment, augmentation_of, normalise, to_float
+from deepcluster.augment import Augmentation, augment, augmentation_of
 from deepcluster.params import Augment
+from deepcluster.pixels import normalise, to_float
 
 EVERYTHING = Augmentation(
     crop=True, crop_scale=(0.3, 1.0), flip=True, rotation=30, translate=0.2, zoom=(0.7, 1.3), shear=15

@@ -31,6 +31,15 @@ def nt_xent(first_NP, second_NP, temperature):
     return total / (2 * count)
 
 
+def nt_xent_matrix(first_NP, second_NP, temperature):
+    """The same for many rows at once."""
+    z = np.concatenate([unit(first_NP), unit(second_NP)])
+    similar = z @ z.T / temperature
+    np.fill_diagonal(similar, -np.inf)
+    partner = np.roll(np.arange(len(z)), len(first_NP))
+    return float(np.mean(np.log(np.exp(similar).sum(axis=1)) - similar[np.arange(len(z)), partner]))
+
+
 def contrastive(rows_NP, labels_N, margin):
     """Hadsell et al. 2006 as the docstring states it, pair by pair."""
     z, attracted, repelled = unit(rows_NP), [], []
@@ -69,11 +78,28 @@ def test_a_sure_and_right_prediction_costs_nothing_and_has_a_finite_gradient(nam
     assert torch.isfinite(logits.grad).all()
 
 
-@pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])
+@pytest.mark.parametrize("temperature", [0.05, 0.1, 0.5, 2.0])
 def test_nt_xent_is_the_formula(temperature):
     first, second = rows(seed=1), rows(seed=2)
     found = two_view_loss(first, second, temperature=temperature)
     assert found.item() == pytest.approx(nt_xent(first, second, temperature), rel=1e-5)
+
+
+def test_nt_xent_is_right_where_exponentials_vanish():
+    first = torch.eye(4)
+    second = (-torch.eye(4)).requires_grad_()
+    loss = two_view_loss(first, second, temperature=0.01)
+    loss.backward()
+    # the other view is opposite, 100 / 0.01 below the six rows at right angles
+    assert loss.item() == pytest.approx(100 + np.log(6), rel=1e-5)
+    assert second.grad.isfinite().all()
+    assert nt_xent(first, second.detach(), 0.01) == pytest.approx(100 + np.log(6))
+
+
+def test_nt_xent_of_a_large_batch_is_quick():
+    """The whole matrix of 1,024 views: with the cube of the batch it would take tens of gigabytes."""
+    loss = two_view_loss(rows(512, seed=1), rows(512, seed=2), temperature=0.5)
+    assert loss.item() == pytest.approx(nt_xent_matrix(rows(512, seed=1), rows(512, seed=2), 0.5), rel=1e-5)
 
 
 def test_nt_xent_knows_which_view_belongs_to_which_image():

@@ -1,5 +1,6 @@
 """The graph that DVC sees: what every stage may read, above all who can reach the true labels."""
 
+import ast
 import os
 import shutil
 from dataclasses import dataclass
@@ -143,3 +144,54 @@ def test_every_artifact_has_one_writer_and_every_dependency_below_data_a_writer(
         if dep.parts[0] == "data" and not any(overlap(dep, out) for out in outs)
     }
     assert unwritten == set()
+
+
+EXECUTION = {  # decides how a stage runs or what it says, not its result; or stands in every artifact with a version
+    "artifacts", "errors", "images", "layout", "memory", "plan", "progress", "settings", "threads", "timings",
+    "transfer",
+}  # fmt: skip
+
+
+def module_file(name: str) -> Path | None:
+    path = CHECKOUT / Path(*name.split("."))
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+def imported(file: Path) -> set[Path]:
+    """The project's files that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names] + [node.module]
+        found |= {
+            path for name in names if name.startswith(("deepcluster.", "stages.")) and (path := module_file(name))
+        }
+    return found
+
+
+def decides_nothing(file: Path) -> bool:
+    parts = file.relative_to(CHECKOUT).with_suffix("").parts
+    package_face = parts[-1] == "__init__" and len(file.read_text().splitlines()) < 50
+    return parts == ("stages", "common") or parts[1] in EXECUTION or package_face
+
+
+@pytest.mark.parametrize("stage", ["prepare", "initialise", "extract", "pca", "cluster", "train", "evaluate"])
+def test_a_stage_depends_on_all_code_that_decides_its_result(pipeline, stage):
+    """params alone is left out: of its keys DVC compares the values; what it resolves from the data is listed."""
+    (name, *_) = [name for name in graph(pipeline) if name.partition("@")[0] == stage]
+    listed = [CHECKOUT / path for path in graph(pipeline)[name].deps if path.parts[0] != "data"]
+    reached, waiting = set[Path](), [CHECKOUT / f"stages/{stage}.py"]
+    while waiting:
+        file = waiting.pop()
+        if file not in reached and not decides_nothing(file):
+            reached.add(file)
+            waiting += imported(file)
+    schema = {"sections.py", "file.py", "contradictions.py", "edit.py"}
+    unlisted = {
+        str(file.relative_to(CHECKOUT))
+        for file in reached
+        if not any(file == path or path in file.parents for path in listed)
+        and not (file.parent.name == "params" and file.name in schema)
+    }
+    assert unlisted - ({"deepcluster/params/data_defaults.py"} if stage != "train" else set()) == set()

@@ -14,6 +14,7 @@ from deepcluster.checkpoint import (
     BackboneDescription,
     kept_weights,
     load_checkpoint,
+    optimizer_state,
     restore_heads,
     restore_optimizer,
     save_checkpoint,
@@ -166,7 +167,8 @@ def test_an_unknown_part_is_an_error_that_names_those_that_are_there():
 def saved(path, heads, *, classifier, optimizer=None):
     backbone = DESCRIPTION.build()
     kept = kept_weights(heads, classifier=classifier)
-    save_checkpoint(path, DESCRIPTION, backbone, MADE, kept=kept, head_optimizer=optimizer)
+    state = optimizer_state(optimizer, heads) if optimizer else None
+    save_checkpoint(path, DESCRIPTION, backbone, MADE, kept=kept, head_optimizer=state)
     return load_checkpoint(path, made_by="train@1", ids=None, epoch=1)
 
 
@@ -182,7 +184,7 @@ def test_kept_heads_and_their_optimizer_come_back_as_they_were(tmp_path):
     restore_heads(again, checkpoint, classifier=True)
     assert all(torch.equal(old, again.state_dict()[name]) for name, old in heads.state_dict().items())
     fresh = build_optimizer(again.parameters(), momentum)
-    restore_optimizer(fresh, checkpoint.head_optimizer)
+    restore_optimizer(fresh, again, checkpoint.head_optimizer, checkpoint.path)
     for old, new in zip(heads.parameters(), again.parameters(), strict=True):
         assert torch.equal(optimizer.state[old]["momentum_buffer"], fresh.state[new]["momentum_buffer"])
 

@@ -1,5 +1,7 @@
 """Weights made elsewhere: files as torchvision, the original DeepCluster and other runs write them."""
 
+import hashlib
+import json
 import os
 import pickle
 import shutil
@@ -476,10 +478,21 @@ class TestInitialise:
 
     @pytest.mark.parametrize("name", ["", "model.safetensors"])
     def test_checkpoint(self, workspace, outcome, name):
-        backbone = self.started_from(outcome, layout.checkpoint(2) / name)
+        shutil.copytree(layout.checkpoint(2), "copied")
+        backbone = self.started_from(outcome, Path("copied", name))
         weights = [(layout.checkpoint(epoch) / "model.safetensors").read_bytes() for epoch in (0, 2)]
         assert weights[0] == weights[1]
         assert backbone.feature_dim == 256
+        used = json.loads((layout.checkpoint(0) / "checkpoint.json").read_text())["params"]
+        source = Path("copied", name or "checkpoint.json").read_bytes()
+        assert used["weights_sha256"] == hashlib.sha256(source).hexdigest()
+
+    def test_a_checkpoint_that_the_run_itself_writes_is_refused(self, workspace, outcome):
+        edit_params(Path("params.yaml"), {"model.weights": str(layout.checkpoint(2))})
+        before = workspace.digests()
+        message = "model.weights: data/epochs/2/checkpoint lies in data/epochs, where this run writes; copy it away"
+        assert outcome("initialise") == (2, "", f"error: {message}\n")
+        assert workspace.digests() == before
 
     def test_torchvision(self, workspace, outcome):
         description = describe("resnet18", channels=1, size=8)
@@ -501,7 +514,8 @@ class TestInitialise:
         edit_params(Path("params.yaml"), {"data.grayscale": False})
         status, _, err = outcome("prepare")
         assert status == 0, err
-        backbone = self.started_from(outcome, layout.checkpoint(2), grayscale=True)
+        shutil.copytree(layout.checkpoint(2), "copied")
+        backbone = self.started_from(outcome, "copied", grayscale=True)
         assert backbone.body[0].in_channels == 1
         assert backbone.front_end(torch.ones(1, 3, 8, 8)).shape == (1, 1, 8, 8)
 

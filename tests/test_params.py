@@ -194,7 +194,7 @@ IDENTICAL = (
             "train.schedule.warmup: must be < train.schedule.epochs = 5; got 5",
         ),
         (
-            "train: {contrastive: {weight: 0, label_weight: 0}}",
+            "train: {contrastive: {strategy: pseudo_labels, weight: 0, label_weight: 0}}",
             "train.contrastive.weight: weight and label_weight are both 0, so nothing would be trained on",
         ),
         (f"data: {{name: digits}}\naugment: {{{STILL}}}\n{VIEWS}", IDENTICAL),
@@ -203,6 +203,14 @@ IDENTICAL = (
             IDENTICAL,
         ),
         (f"data: {{name: mnist}}\naugment: {{saturation: 0.5, hue: 0.1, {STILL}}}\n{VIEWS}", IDENTICAL),
+        (
+            f"data: {{name: digits}}\naugment: {{{STILL}, crop_scale: [1, 1], crop_ratio: [1, 1]}}\n{VIEWS}".replace(
+                "crop: false", "crop: true"
+            ),
+            IDENTICAL,
+        ),
+        ("cluster: {method: pic, warm_start: true}", "cluster.warm_start: is for cluster.method kmeans; got 'pic'"),
+        ("train: {freeze: [1]}", "train.freeze: must be a list of names; got 1"),
         ("train: {freeze: body}", "train.freeze: must be a list of names; got 'body'"),
         ("train: {freeze: [a, a]}", "train.freeze: must be a list of different names; got ['a', 'a']"),
         ("train: {contrastive: none}", "train.contrastive: must be a section with keys of its own; got 'none'"),
@@ -219,6 +227,11 @@ def test_keys_that_contradict_each_other(load, text, expected):
 def test_one_random_transform_is_enough_for_two_views(load, augment):
     params = load(f"data: {{name: digits}}\naugment: {{{augment}, {STILL}}}\n{VIEWS}")
     assert params.train.contrastive.strategy == "two_views"
+
+
+def test_what_is_not_used_contradicts_nothing(load):
+    text = "train: {contrastive: {weight: 0, label_weight: 0}, schedule: {epochs: 5, warmup: 5}}"
+    assert load(text).train.schedule.warmup == 5
 
 
 def test_several_contradictions_are_said_at_once(load):

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import edit_params
 from safetensors.numpy import load_file
 
-from deepcluster import layout
+from deepcluster import layout, training
 
 CONSTANT = ["0.05", "0.05", "0.05"]
 
@@ -80,14 +81,72 @@ def test_a_kept_head_goes_on_where_the_epoch_before_left_it(trained):
     first, second = weights(1, "heads"), weights(2, "heads")
     np.testing.assert_allclose(first["weights.classifier.weight"], second["weights.classifier.weight"], atol=1e-6)
     assert {name for name in second if name.startswith("optimizer.")} == {
-        "optimizer.0.momentum_buffer",
-        "optimizer.1.momentum_buffer",
+        "optimizer.classifier.weight.momentum_buffer",
+        "optimizer.classifier.bias.momentum_buffer",
     }
 
 
-def test_a_new_head_differs_from_epoch_to_epoch_and_is_not_kept(trained):
-    trained(1, 2, train__head__lr=1e-9, train__head__carry_optimizer=True, train__head__momentum=0.9)
+def test_a_new_head_differs_from_epoch_to_epoch_and_is_not_kept(trained, monkeypatch):
+    heads = []
+    original = training.train_epoch
+
+    def spy(backbone, own, *arguments, **settings):
+        heads.append(own.classifier.weight.detach().clone())
+        return original(backbone, own, *arguments, **settings)
+
+    monkeypatch.setattr(training, "train_epoch", spy)
+    trained(1, 2, train__head__carry_optimizer=True, train__head__momentum=0.9)
+    assert not torch.equal(*heads)
+    assert [weight.std().item() for weight in heads] == pytest.approx([0.01, 0.01], rel=0.1)
     assert not [name for name in weights(2, "heads") if name.startswith("weights.")]
+
+
+def refused(outcome, *arguments: str) -> str:
+    status, _, err = outcome(*arguments)
+    assert status == 2
+    return err
+
+
+def test_momentum_of_another_head_is_an_error_not_a_crash(trained, outcome):
+    trained(1, train__head__carry_optimizer=True, train__head__momentum=0.9)
+    for stage in ("extract", "pca", "cluster"):
+        assert outcome(stage, "--epoch", "2", "-S", "cluster.k=3")[0] == 0
+    assert refused(outcome, "train", "--epoch", "2") == (
+        "error: data/epochs/1/checkpoint: optimizer state of other weights than are trained here, such as "
+        "classifier.weight; make it with the same settings (`dvc repro` does)\n"
+    )
+
+
+@pytest.mark.parametrize(("before", "after"), [([], ["body.0"]), (["body.0"], [])])
+def test_momentum_of_other_parts_is_an_error(trained, outcome, before, after):
+    trained(1, train__freeze=before)
+    message = refused(outcome, "train", "--epoch", "2", "-S", f"train.freeze={after}")
+    assert message.startswith("error: data/epochs/1/checkpoint: optimizer state of other weights than are trained here")
+
+
+def test_views_that_no_image_tells_apart_are_refused(trained, outcome):
+    """Hue leaves grey images alone; that these are grey cannot be read off the params of a folder."""
+    still = {"rotation": 0, "translate": 0, "zoom": [1, 1], "shear": 0, "flip": False, "hue": 0.2}
+    edits = {f"augment.{key}": value for key, value in still.items()} | {"data.grayscale": False}
+    edit_params(Path("params.yaml"), edits | {"train.contrastive.strategy": "two_views", "train.batch_size": 48})
+    assert outcome("prepare")[0] == outcome("initialise")[0] == 0
+    message = (
+        "train.contrastive.strategy: two_views needs views that differ, but `augment` leaves those of these images"
+    )
+    assert message in refused(outcome, "train", "--epoch", "1")
+
+
+def test_a_frozen_backbone_without_a_loss_on_labels_is_refused(outcome, workspace):
+    changes = {"strategy": "pseudo_labels", "label_weight": 0.0}
+    edits = {f"train.contrastive.{key}": value for key, value in changes.items()}
+    edit_params(Path("params.yaml"), edits | {"train.freeze": ["body"]})
+    expected = "error: train.freeze: leaves nothing to train, as train.contrastive.label_weight is 0\n"
+    assert refused(outcome, "train", "--epoch", "1") == expected
+
+
+def test_a_projection_without_a_strategy_is_not_built(trained):
+    trained(1, train__contrastive__projection=8)
+    assert not (layout.checkpoint(1) / "heads.safetensors").exists()
 
 
 def test_a_carried_momentum_is_not_that_of_a_fresh_optimizer(trained):

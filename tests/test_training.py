@@ -293,7 +293,7 @@ class TestGoingOn:
             save_checkpoint(tmp_path / "checkpoint", description, backbone, made_by, optimizer)
             loaded = load_checkpoint(tmp_path / "checkpoint", made_by="train@1", ids=None, epoch=1)
             optimizer = build_optimizer(loaded.backbone.parameters(), settings)
-            restore_optimizer(optimizer, loaded.optimizer)
+            restore_optimizer(optimizer, loaded.backbone, loaded.optimizer, loaded.path)
             return loaded.backbone, optimizer
 
         straight, stopped = self.epochs(settings), self.epochs(settings, saved_and_loaded)

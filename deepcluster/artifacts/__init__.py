@@ -11,10 +11,15 @@ The only package that touches zarr and safetensors. The attributes of every arti
 
 from deepcluster.artifacts.provenance import Provenance, damaged, ids_hash
 from deepcluster.artifacts.publish import publishing, remove, write_text
-from deepcluster.artifacts.safetensors_files import CheckpointFiles, read_checkpoint, write_checkpoint
+from deepcluster.artifacts.safetensors_files import (
+    CheckpointFiles,
+    checkpoint_params,
+    read_checkpoint,
+    write_checkpoint,
+)
 from deepcluster.artifacts.shards import Array
 from deepcluster.artifacts.store import Store, StoreWriter, open_store, write_store
-from deepcluster.artifacts.weight_files import WeightFile, read_weight_file, write_weight_file
+from deepcluster.artifacts.weight_files import WeightFile, read_weight_file, weights_sha256, write_weight_file
 
 __all__ = [
     "Array",
@@ -23,6 +28,7 @@ __all__ = [
     "Store",
     "StoreWriter",
     "WeightFile",
+    "checkpoint_params",
     "damaged",
     "ids_hash",
     "open_store",
@@ -30,6 +36,7 @@ __all__ = [
     "read_checkpoint",
     "read_weight_file",
     "remove",
+    "weights_sha256",
     "write_checkpoint",
     "write_store",
     "write_text",

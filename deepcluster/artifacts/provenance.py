@@ -11,7 +11,7 @@ from typing import Any
 from deepcluster import __version__
 from deepcluster.errors import ArtifactError
 
-SCHEMA_VERSION = 1
+VERSIONS = {"checkpoint": 2}  # 2: optimizer state by weights' names; Sobel's grey image is the mean of R, G and B
 RECORDED_PACKAGES = ("numpy", "zarr", "torch", "faiss-gpu", "scikit-learn")
 
 
@@ -36,12 +36,22 @@ class Provenance:
 
     def attributes(self, schema: str) -> dict[str, Any]:
         packages = {"deepcluster": __version__} | {name: version(name) for name in RECORDED_PACKAGES}
-        found: dict[str, Any] = {"schema": schema, "version": SCHEMA_VERSION, "samples": self.samples, "ids": self.ids}
+        found: dict[str, Any] = {
+            "schema": schema,
+            "version": version_of(schema),
+            "samples": self.samples,
+            "ids": self.ids,
+        }
         if self.epoch is not None:
             found["epoch"] = self.epoch
         if self.seed is not None:
             found["seed"] = self.seed
         return found | {"params": plain(self.params or {}), "packages": packages}
+
+
+def version_of(schema: str) -> int:
+    """The version of an artifact's layout that this code reads and writes."""
+    return VERSIONS.get(schema, 1)
 
 
 def damaged(path: Path, reason: str) -> ArtifactError:

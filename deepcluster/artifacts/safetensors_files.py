@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deepcluster.artifacts.provenance import SCHEMA_VERSION, Provenance, damaged, expect, plain
+from deepcluster.artifacts.provenance import Provenance, damaged, expect, plain, version_of
 from deepcluster.artifacts.publish import publishing
 from deepcluster.artifacts.shards import Array
 from deepcluster.errors import ArtifactError
@@ -57,12 +57,20 @@ def read_checkpoint(path: Path, *, made_by: str, ids: str | None = None, epoch: 
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise damaged(path, str(error) or type(error).__name__) from error
     expect(path, "schema", "checkpoint", description.get("schema"), made_by)
-    expect(path, "version", SCHEMA_VERSION, description.get("version"), made_by)
+    expect(path, "version", version_of("checkpoint"), description.get("version"), made_by)
     if ids is not None and description.get("ids") != ids:
         raise ArtifactError(f"{path}: belongs to another data set or sample order; run `dvc repro {made_by}`")
     if epoch is not None:
         expect(path, "epoch", epoch, description.get("epoch"), made_by)
     return CheckpointFiles(weights, optimizer, description, heads)
+
+
+def checkpoint_params(path: Path) -> dict[str, Any]:
+    """The params that a checkpoint was made with, read alone; empty if it is missing or damaged."""
+    try:
+        return dict(json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))["params"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _read_safetensors(path: Path, digest: str) -> dict[str, Array]:

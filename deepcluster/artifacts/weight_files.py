@@ -1,5 +1,6 @@
 """Files of weights that the user names or asks for: safetensors, and what torch.save wrote. Loading runs no code."""
 
+import hashlib
 import json
 import pickle
 import re
@@ -42,6 +43,18 @@ def read_weight_file(path: Path) -> WeightFile:
         f"{path}: not a file of weights; expected .safetensors, a file that torch.save wrote, or a checkpoint folder "
         f"({NAMED_BY})"
     )
+
+
+def weights_sha256(path: Path) -> str | None:
+    """sha256 (hex) of a file of weights, or of a checkpoint folder's description, which has those of its files.
+
+    None if there is no such file.
+    """
+    file = path / "checkpoint.json" if path.is_dir() else path
+    if not file.is_file():
+        return None
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def write_weight_file(target: Path, tensors: dict[str, Array], metadata: Mapping[str, Any]) -> None:

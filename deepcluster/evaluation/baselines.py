@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from deepcluster.augment import to_float
+from deepcluster.blockwise import l2_normalize
 from deepcluster.clustering.kmeans import Clustering, kmeans
+from deepcluster.clustering.kmeans import memory_needed as kmeans_memory
 from deepcluster.metrics import ari, hungarian_accuracy, nmi
-from deepcluster.reduction.pca import l2_normalize
+from deepcluster.pixels import to_float
 
 _ITERATIONS = 50
 _FILTERED_AT_ONCE = 512
@@ -49,9 +50,15 @@ def pixel_baseline(
     gpu: bool | None = None,
 ) -> dict[str, float]:
     """`score` of faiss k-means on raw pixels: uint8 divided by 255, flattened, nothing else; 50 iterations a run."""
-    pixels_ND = images_NCHW.reshape(len(images_NCHW), -1).astype(np.float32) / np.float32(255)
+    pixels_ND = images_NCHW.reshape(len(images_NCHW), -1).astype(np.float32)
+    pixels_ND /= np.float32(255)
     found = kmeans(pixels_ND, k=k, backend="faiss", iterations=_ITERATIONS, restarts=restarts, seed=seed, gpu=gpu)
     return score(found.labels_N, targets_N)
+
+
+def memory_needed(count: int, width: int) -> float:
+    """About how many bytes a baseline on `width` values an image takes at its peak: those values and their k-means."""
+    return 4.0 * count * width + kmeans_memory("faiss", count, width)
 
 
 def filtered_pixels(images_NCHW: NDArray[np.uint8], front_end: nn.Module) -> NDArray[np.float32]:

@@ -14,9 +14,16 @@ from numpy.typing import NDArray
 from deepcluster import artifacts, layout
 from deepcluster.checkpoint import Checkpoint, load_checkpoint
 from deepcluster.clustering.kmeans import Clustering
-from deepcluster.evaluation.baselines import filtered_baseline, final_clusters, pixel_baseline, score
+from deepcluster.evaluation.baselines import (
+    filtered_baseline,
+    final_clusters,
+    memory_needed,
+    pixel_baseline,
+    score,
+)
 from deepcluster.features import extract_features
 from deepcluster.images import open_rows
+from deepcluster.memory import too_large
 from deepcluster.metrics import cluster_statistics
 
 
@@ -42,7 +49,8 @@ def evaluate_backbones(
 ) -> Result:
     """Cluster the last backbone's features; with targets, score that and the baselines, clustered alike.
 
-    Baselines: "pixels", "untrained" (the backbone of epoch 0) and, where that has Sobel filters, "sobel".
+    Baselines: "pixels", "untrained" (the backbone of epoch 0) and, where that has Sobel filters, "sobel"; one that does
+    not fit into memory is left out, and said.
     """
     pixels_NCHW = open_rows(images)
 
@@ -56,14 +64,14 @@ def evaluate_backbones(
     if targets_N is not None:
         metrics["final"] = score(clustering.labels_N, targets_N)
         untrained = _checkpoint(images, 0)
-        metrics["baselines"] = {
-            "pixels": pixel_baseline(pixels_NCHW, targets_N, k=k, seed=seed, restarts=restarts, gpu=gpu),
-            "untrained": score(cluster_features(untrained).labels_N, targets_N),
-        }
-        if untrained.description.sobel:
-            metrics["baselines"]["sobel"] = filtered_baseline(
-                pixels_NCHW, untrained.backbone.front_end, targets_N, k=k, seed=seed, restarts=restarts, gpu=gpu
-            )
+        count, channels, size, _ = pixels_NCHW.shape
+        settings: dict[str, Any] = {"k": k, "seed": seed, "restarts": restarts, "gpu": gpu}
+        if _affordable("pixels", count, channels * size**2):
+            metrics["baselines"]["pixels"] = pixel_baseline(pixels_NCHW, targets_N, **settings)
+        metrics["baselines"]["untrained"] = score(cluster_features(untrained).labels_N, targets_N)
+        if untrained.description.sobel and _affordable("Sobel-filtered pixels", count, 2 * size**2):
+            filters = untrained.backbone.front_end
+            metrics["baselines"]["sobel"] = filtered_baseline(pixels_NCHW, filters, targets_N, **settings)
     metrics["clusters"] = {name: statistics[name] for name in ("smallest", "largest", "empty", "effective_k")}
     return Result(clustering, metrics)
 
@@ -93,6 +101,14 @@ def clusters_csv(sample_ids: Sequence[str], clustering: Clustering) -> str:
     for sample, label, distance in zip(sample_ids, clustering.labels_N, clustering.distances_N, strict=True):
         writer.writerow([sample.encode(errors="replace").decode(), int(label), f"{distance:.6g}"])
     return text.getvalue()
+
+
+def _affordable(what: str, count: int, width: int) -> bool:
+    """Whether a baseline fits into memory; said if not, since a long run must not end without its result for it."""
+    problem = too_large(memory_needed(count, width))
+    if problem:
+        print(f"evaluate: no baseline on {what}: {count:,} x {width:,} values {problem}")
+    return problem is None
 
 
 def _checkpoint(images: artifacts.Store, epoch: int) -> Checkpoint:

@@ -17,15 +17,18 @@ def contradictions(params: Params) -> Iterator[str]:
         yield "train.head.reset: false needs cluster.method kmeans, as pic finds another number of clusters each epoch"
     elif not head.reset and not cluster.match_labels:
         yield "train.head.reset: false needs cluster.match_labels: true, since cluster numbers permute between epochs"
+    if cluster.warm_start and cluster.method == "pic":
+        yield "cluster.warm_start: is for cluster.method kmeans; got 'pic'"
     if head.carry_optimizer and cluster.method == "pic":
         yield "train.head.carry_optimizer: true needs cluster.method kmeans, as with pic the head's size changes"
-    if params.train.contrastive.weight == params.train.contrastive.label_weight == 0:
+    contrastive = params.train.contrastive
+    if contrastive.strategy != "none" and contrastive.weight == contrastive.label_weight == 0:
         yield "train.contrastive.weight: weight and label_weight are both 0, so nothing would be trained on"
     if schedule.name == "cosine" and schedule.epochs is None:
         yield "train.schedule.epochs: must be given for a cosine schedule, usually the same as epochs; got null"
-    if schedule.epochs is not None and schedule.warmup >= schedule.epochs:
+    if schedule.name == "cosine" and schedule.epochs is not None and schedule.warmup >= schedule.epochs:
         yield f"train.schedule.warmup: must be < train.schedule.epochs = {schedule.epochs}; got {schedule.warmup:g}"
-    if params.train.contrastive.strategy == "two_views" and not _views_differ(params):
+    if contrastive.strategy == "two_views" and not _views_differ(params):
         yield (
             "train.contrastive.strategy: two_views needs an augmentation that is random, since both views of an image "
             "are identical without one; switch on augment.crop, rotation, translate or another"
@@ -37,7 +40,7 @@ def _views_differ(params: Params) -> bool:
     strengths = (augment.rotation, augment.translate, augment.shear, augment.brightness, augment.contrast)
     coloured = (augment.saturation, augment.hue) if _coloured(params) else ()
     return (  # autocontrast and equalize leave many an image as it is
-        augment.crop
+        (augment.crop and (augment.crop_scale[0] < 1 or augment.crop_ratio[0] < augment.crop_ratio[1]))
         or flips(augment, params.data.name)
         or augment.vertical_flip
         or augment.zoom[0] < augment.zoom[1]

@@ -102,6 +102,8 @@ def _expected(mistake: Any) -> str:
             return "must be finite"
         case "bool_type":
             return "must be true or false"
+        case "string_type" if isinstance(mistake["loc"][-1], int):
+            return "must be a list of names"
         case "string_type":
             return "must be text"
         case "none_required":
