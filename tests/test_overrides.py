@@ -331,6 +331,27 @@ class TestCommands:
         assert Path("params.yaml").read_text() == SHIPPED
         assert sorted(path.name for path in Path().rglob("*")) == ["params.yaml", "stages"]
 
+    @pytest.mark.parametrize(
+        ("command", "message"),
+        [
+            (("plan", "--epochs", "0"), "--epochs: must be >= 1; got 0"),
+            (("train", "-e", "0"), "--epoch: must be >= 1 (epoch 0 is the untrained backbone of `initialise`); got 0"),
+        ],
+        ids=["plan", "train"],
+    )
+    def test_a_mistake_beside_it_leaves_the_file_too(self, outcome, command, message):
+        assert outcome(*command, "-S", "cluster.k=50") == (2, "", f"error: {message}\n")
+        assert Path("params.yaml").read_text() == SHIPPED
+
+    def test_a_link_stays_a_link_and_permissions_stay(self, outcome):
+        Path("params.yaml").rename("mine.yaml")
+        Path("mine.yaml").chmod(0o640)
+        Path("params.yaml").symlink_to("mine.yaml")
+        assert outcome("set", "cluster.k=50")[0] == 0
+        assert Path("params.yaml").is_symlink()
+        assert Path("mine.yaml").read_text() == SHIPPED.replace("  k: 30 ", "  k: 50 ")
+        assert Path("mine.yaml").stat().st_mode & 0o777 == 0o640
+
     def test_plan_unrolls_the_epochs_that_it_sets(self, outcome):
         status, out, _ = outcome("plan", "-S", "epochs=5", "--set", "cluster.k=9")
         assert status == 0

@@ -215,3 +215,19 @@ def test_a_dvc_without_what_is_needed_is_refused(monkeypatch):
 )
 def test_only_our_own_commands_are_called_in_process(command, module, arguments):
     assert runner._parse(command) == (runner.STAGES.get(module), arguments)
+
+
+def test_a_file_of_weights_that_has_changed_is_refused_before_any_work(project):
+    shutil.copyfile(project.root / "data/epochs/2/checkpoint/model.safetensors", project.root / "w.safetensors")
+    project.run("deepcluster", "run", "initialise", "-S", "model.weights=w.safetensors")
+    assert "everything is up to date" in project.run("deepcluster", "run", "initialise").stdout
+    shutil.copyfile(project.root / "data/epochs/1/checkpoint/model.safetensors", project.root / "w.safetensors")
+    found = project.run("deepcluster", "run", status=2)
+    assert found.stderr == (
+        "error: model.weights: w.safetensors has changed since `initialise` read it, which DVC does not see; run "
+        "`dvc repro -s -f initialise` first\n"
+    )
+    project.repro("-s", "-f", "initialise")
+    project.run("deepcluster", "run", "extract@1")
+    (project.root / "w.safetensors").unlink()  # no longer needed
+    assert "everything is up to date" in project.run("deepcluster", "run", "extract@1").stdout
