@@ -1,8 +1,9 @@
 """Getting a data set's files to where its reader looks: by torchvision's download, by an archive, or a clear error.
 
-Archives keep the name and the place that torchvision gives them. What they hold is unpacked beside its place and
-renamed into it, so what an interrupted run leaves is never taken for the data (a killed one leaves
-`.unpacked-*.partial`, to be deleted by hand). Nothing is written outside of ROOT.
+Archives keep the name and the place that torchvision gives them. What is downloaded, and what archives hold, is written
+beside its place and renamed into it, checked and whole, so what an interrupted run leaves is never taken for the data
+(a killed one leaves `.download-*.partial` or `.unpacked-*.partial`, to be deleted by hand). Nothing is written outside
+of ROOT.
 """
 
 import os
@@ -83,6 +84,19 @@ def ensure_unpacked(name: str, root: Path, base: Path, archives: Sequence[Archiv
     ensure(name, root, present=lambda: not missing(), download=download, remedy=remedy)
 
 
+def download_file(url: str, target: Path, md5: str) -> None:
+    """Let torchvision download `target` and check its MD5; nothing appears under its name before both are done."""
+    from torchvision.datasets.utils import download_url
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".download-", suffix=".partial", dir=target.parent) as beside:
+        arrived = Path(beside) / target.name
+        download_url(url, beside, target.name, md5)
+        with arrived.open("rb") as file:
+            os.fsync(file.fileno())
+        arrived.replace(target)
+
+
 def keep_inside(root: Path, target: Path) -> None:
     """OSError if a link would lead what is written to `target` out of `root`."""
     if not target.resolve().is_relative_to(root.resolve()):
@@ -117,9 +131,10 @@ def _place(archive: Archive, root: Path, base: Path) -> None:
     """Put what `archive` gives and is missing into its place below base; the archive stays, as with torchvision."""
     for target in (base / archive.name, *(base / part for part in archive.gives)):
         keep_inside(root, target)
-    from torchvision.datasets.utils import download_url
+    from torchvision.datasets.utils import check_integrity
 
-    download_url(archive.url, base, archive.name, archive.md5)
+    if not check_integrity(base / archive.name, archive.md5):
+        download_file(archive.url, base / archive.name, archive.md5)
     with tempfile.TemporaryDirectory(prefix=".unpacked-", suffix=".partial", dir=base) as beside:
         content = Path(beside) / "content"
         unpack(base / archive.name, content)

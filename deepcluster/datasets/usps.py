@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from deepcluster.datasets.fetch import FETCH_AGAIN, check_split, ensure, keep_inside
+from deepcluster.datasets.fetch import FETCH_AGAIN, check_split, download_file, ensure, keep_inside
 from deepcluster.errors import DataError
 
 FILES = {"train": "usps.bz2", "test": "usps.t.bz2"}
@@ -72,4 +72,5 @@ def _download(root: Path, split: str) -> None:
     keep_inside(root, root / FILES[split])
     from torchvision.datasets import USPS
 
-    USPS(root, train=split == "train", download=True)
+    url, file, md5 = USPS.split_list[split]
+    download_file(url, root / file, md5)
