@@ -5,6 +5,7 @@ An index that is left out has the value 0, as in every libsvm file. Torchvision 
 """
 
 import bz2
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -58,12 +59,12 @@ def _parse(line: bytes, values_D: npt.NDArray[np.float32]) -> int:
     if not all(pair.count(b":") == 1 for pair in pairs):
         raise ValueError("expected index:value after the label")
     fields = np.array([pair.split(b":") for pair in pairs], np.bytes_).reshape(-1, 2)
-    index, values = fields[:, 0].astype(np.int64), fields[:, 1].astype(np.float32)
-    if len(index) and (index[0] < 1 or index[-1] > values_D.size or (np.diff(index) < 1).any()):
+    index, values = [int(text) for text in fields[:, 0]], fields[:, 1].astype(np.float32)  # int: of any size
+    if index and (index[0] < 1 or index[-1] > values_D.size or any(b <= a for a, b in itertools.pairwise(index))):
         raise ValueError(f"indices must ascend from 1 to {values_D.size} at most")
     if not (np.abs(values) <= 1).all():
         raise ValueError("values must be -1 to 1")
-    values_D[index - 1] = values
+    values_D[np.array(index, np.int64) - 1] = values
     return int(label) - 1
 
 
