@@ -233,6 +233,10 @@ class TestCifar10:
         path = write(tmp_path / CIFAR / "test_batch", content)
         assert message("cifar10", tmp_path, "test") == f"{path}: {said}"
 
+    def test_a_folder_in_the_place_of_a_batch(self, tmp_path: Path) -> None:
+        (tmp_path / CIFAR / "test_batch").mkdir(parents=True)
+        assert message("cifar10", tmp_path, "test") == f"{tmp_path / CIFAR / 'test_batch'}: is not a file; move it away"
+
     def test_cut_anywhere(self, tmp_path: Path) -> None:
         whole = cifar_batch(noise(2, 3072), [1, 2])
         for length in (1, 40, 100, 3000, len(whole) - 1):
@@ -304,6 +308,23 @@ class TestStl10:
         assert message("stl10", tmp_path, "train") == f"{folder / 'train_X.bin'}: {cut}"
         os.truncate(folder / "train_X.bin", 0)
         assert message("stl10", tmp_path, "train") == f"{folder / 'train_X.bin'}: holds no images"
+
+    @pytest.mark.parametrize("name", ["train_X.bin", "train_y.bin"])
+    def test_folders_and_files_that_cannot_be_read(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        write_stl10(tmp_path, "train", noise(2, 3, 96, 96), np.array([0, 1]))
+        path = tmp_path / "stl10_binary" / name
+
+        def deny(*_: object, **__: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(np, "memmap" if name == "train_X.bin" else "fromfile", deny)
+            assert message("stl10", tmp_path, "train") == f"{path}: cannot be read ([Errno 13] Permission denied)"
+        path.unlink()
+        path.mkdir()
+        assert message("stl10", tmp_path, "train") == f"{path}: is not a file; move it away"
 
     def test_refused_download_names_the_missing_files(self, tmp_path: Path) -> None:
         found = message("stl10", tmp_path, "train+unlabeled")

@@ -48,8 +48,8 @@ def packed(kind: str, folder: Path, files: dict[str, bytes]) -> Path:
     return zipped(folder / "some.zip", files) if kind == "zip" else tarred(folder / "some.tar.gz", files)
 
 
-def archive_of(path: Path, *gives: str) -> Archive:
-    return Archive(f"https://example.org/files/{path.name}", md5(path.read_bytes()), gives)
+def archive_of(path: Path, *gives: str, folders: bool = False) -> Archive:
+    return Archive(f"https://example.org/files/{path.name}", md5(path.read_bytes()), gives, folders)
 
 
 def md5(content: bytes) -> str:
@@ -113,7 +113,7 @@ class TestEnsureUnpacked:
 
     def test_another_archive_of_the_same_name_is_not_taken(self, tmp_path: Path) -> None:
         path = zipped(tmp_path / "set.zip", {"set/1": b"one"})
-        right = archive_of(path, "set")
+        right = archive_of(path, "set", folders=True)
         zipped(path, {"set/1": b"another"})
         with pytest.raises(DataError) as caught:
             ensure_unpacked("set", tmp_path, tmp_path, [right])
@@ -128,7 +128,7 @@ class TestEnsureUnpacked:
         self, tmp_path: Path, stopped: BaseException, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         path = zipped(tmp_path / "set.zip", {"set/1": b"one", "set/2": b"two"})
-        archive, copy = archive_of(path, "set"), fetch.shutil.copyfileobj
+        archive, copy = archive_of(path, "set", folders=True), fetch.shutil.copyfileobj
 
         def stop_at_the_second(source: Any, file: Any, length: int) -> None:
             if file.name.endswith("2"):
@@ -146,7 +146,19 @@ class TestEnsureUnpacked:
     def test_an_archive_of_something_else(self, tmp_path: Path) -> None:
         path = zipped(tmp_path / "set.zip", {"other/1": b"one"})
         with pytest.raises(DataError, match=r"set\.zip: does not hold set$"):
-            ensure_unpacked("set", tmp_path, tmp_path, [archive_of(path, "set")])
+            ensure_unpacked("set", tmp_path, tmp_path, [archive_of(path, "set", folders=True)])
+
+    def test_a_folder_in_the_place_of_a_file_and_the_reverse(self, tmp_path: Path) -> None:
+        path = tarred(tmp_path / "set.tar.gz", {"set/1": b"one", "set/2": b"two"})
+        (tmp_path / "set/2").mkdir(parents=True)
+        with pytest.raises(DataError) as caught:
+            ensure_unpacked("set", tmp_path, tmp_path, [archive_of(path, "set/1", "set/2")])
+        assert str(caught.value) == f"{tmp_path / 'set/2'}: is not a file; move it away"
+        write(tmp_path / "other", b"")
+        with pytest.raises(DataError) as caught:
+            ensure_unpacked("set", tmp_path, tmp_path, [archive_of(path, "other", folders=True)])
+        assert str(caught.value) == f"{tmp_path / 'other'}: is not a folder; move it away"
+        assert tree(tmp_path) == ["other", "set", "set.tar.gz", "set/2"]
 
     def test_nothing_is_written_through_a_link_out_of_the_root(self, tmp_path: Path) -> None:
         path = zipped(tmp_path / "root/set.zip", {"set/1": b"one"})
@@ -191,7 +203,7 @@ class TestDownloads:
         files = {name: (made / name).read_bytes() for name in tree(made) if (made / name).is_file()}
         path = zipped(tmp_path / "tiny-imagenet-200.zip", files)
         served[path.name] = path.read_bytes()
-        monkeypatch.setattr(tinyimagenet, "ARCHIVE", archive_of(path, "tiny-imagenet-200"))
+        monkeypatch.setattr(tinyimagenet, "ARCHIVE", archive_of(path, "tiny-imagenet-200", folders=True))
         root = tmp_path / "root"
         data = load_dataset("tinyimagenet", root=root, split="val", image_size=None, grayscale=False)
         assert data.targets_N is not None
@@ -281,6 +293,14 @@ class TestSingleFiles:
         monkeypatch.setattr(FashionMNIST, "mirrors", ["https://example.org/gone/no-", "https://example.org/"])
         served |= dict(zip((f"{file}.gz" for file in IDX_NAMES["train"]), (self.IMAGES, self.LABELS), strict=True))
         assert self.load("fashionmnist", tmp_path) == [4, 7]
+
+    def test_a_folder_in_the_place_of_a_download(self, tmp_path: Path) -> None:
+        for name, place in (("usps", "usps.bz2"), ("fashionmnist", f"{self.RAW}/{IDX_NAMES['train'][1]}.gz")):
+            write(tmp_path / self.RAW / f"{IDX_NAMES['train'][0]}.gz", self.IMAGES)
+            (tmp_path / place).mkdir()
+            with pytest.raises(DataError) as caught:
+                self.load(name, tmp_path)
+            assert str(caught.value) == f"{tmp_path / place}: is not a file; move it away"
 
     @pytest.mark.parametrize(("name", "last"), [("usps", "usps.bz2"), ("fashionmnist", "train-labels-idx1-ubyte.gz")])
     def test_an_interrupted_download_leaves_nothing(

@@ -123,6 +123,14 @@ class TestGtsrb:
         start = said.format(images=images) if "{images}" in said else f"{path}: {said}"
         assert message("gtsrb", tmp_path, "test").startswith(start)
 
+    def test_folders_in_the_places_of_tables(self, tmp_path: Path) -> None:
+        write_gtsrb_test(tmp_path, [noise(9, 9, 3)], [1])
+        write_gtsrb_train(tmp_path, signs())
+        for split, place in (("test", "gtsrb/GT-final_test.csv"), ("train", f"{TRAINING}/00007/GT-00007.csv")):
+            (tmp_path / place).unlink()
+            (tmp_path / place).mkdir()
+            assert message("gtsrb", tmp_path, split) == f"{tmp_path / place}: is not a file; move it away"
+
     def test_damaged_pictures(self, tmp_path: Path) -> None:
         write_gtsrb_test(tmp_path, [noise(9, 9, 3)] * 3, [1, 2, 3])
         folder = tmp_path / "gtsrb/GTSRB/Final_Test/Images"
@@ -222,6 +230,16 @@ class TestTinyImageNet:
         assert message("tinyimagenet", root, "train") == f"{tree / 'train/n00000001'}: {said}"
         wnids.unlink()
         assert message("tinyimagenet", root, "train") == f"{wnids}: not found; delete {tree} and fetch it again"
+
+    @pytest.mark.parametrize("name", ["wnids.txt", "words.txt", "val/val_annotations.txt"])
+    def test_folders_in_the_places_of_tables(self, tree: Path, name: str) -> None:
+        (tree / name).unlink()
+        (tree / name).mkdir()
+        assert message("tinyimagenet", tree.parent, "val") == f"{tree / name}: is not a file; move it away"
+
+    def test_a_file_in_the_place_of_the_folder(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "tiny-imagenet-200", b"")
+        assert message("tinyimagenet", tmp_path, "val") == f"{path}: is not a folder; move it away"
 
     def test_damaged_picture(self, tree: Path) -> None:
         path = tree / "test/images/test_1.JPEG"

@@ -26,11 +26,12 @@ FETCH_AGAIN = "delete it and fetch it again"
 
 @dataclass(frozen=True)
 class Archive:
-    """A file to download, its MD5, and what is needed of its content: files or whole folders, in the order to place."""
+    """A file to download, its MD5, and what is needed of its content, files or whole folders, in the order to place."""
 
     url: str
     md5: str
     gives: tuple[str, ...]
+    folders: bool = False
 
     @property
     def name(self) -> str:
@@ -68,8 +69,12 @@ def ensure(
 def ensure_unpacked(name: str, root: Path, base: Path, archives: Sequence[Archive]) -> None:
     """Everything that the archives give, below the folder `base` in `root`; downloaded and unpacked where missing."""
 
+    def lacks_some(archive: Archive) -> bool:
+        there = [lies_there(base / part, folder=archive.folders) for part in archive.gives]  # all asked, for its error
+        return not all(there)
+
     def missing() -> list[Archive]:
-        return [archive for archive in archives if any(not (base / part).exists() for part in archive.gives)]
+        return [archive for archive in archives if lacks_some(archive)]
 
     def download() -> None:
         for archive in missing():
@@ -88,6 +93,7 @@ def download_file(url: str, target: Path, md5: str) -> None:
     """Let torchvision download `target` and check its MD5; nothing appears under its name before both are done."""
     from torchvision.datasets.utils import download_url
 
+    lies_there(target)  # before the download, as it could not be renamed onto a folder
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".download-", suffix=".partial", dir=target.parent) as beside:
         arrived = Path(beside) / target.name
@@ -101,6 +107,15 @@ def keep_inside(root: Path, target: Path) -> None:
     """OSError if a link would lead what is written to `target` out of `root`."""
     if not target.resolve().is_relative_to(root.resolve()):
         raise OSError(f"{target}: a link on the way leads out of {root}")
+
+
+def lies_there(path: Path, *, folder: bool = False) -> bool:
+    """Whether the file, or the folder, is there; DataError if something else is in its place."""
+    if path.is_dir() if folder else path.is_file():
+        return True
+    if path.exists():
+        raise DataError(f"{path}: is not a {'folder' if folder else 'file'}; move it away")
+    return False
 
 
 def reason(problem: Exception | None) -> str:

@@ -126,6 +126,8 @@ def _from_mirrors(mirrors: Sequence[str], target: Path, md5: str) -> None:
     for mirror in mirrors:
         try:
             return download_file(f"{mirror}{target.name}", target, md5)
+        except DataError:
+            raise
         except Exception as problem:
             failures.append(f"tried {mirror}, got {reason(problem)}")
     raise RuntimeError(f"Error downloading {target.name}: {'; '.join(failures)}")

@@ -5,12 +5,14 @@ NAME_y.bin holds a byte an image, 1 to 10. Where a file is missing, ROOT/stl10_b
 download (2.6 GB) if it is not there or not the right one.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from deepcluster.datasets.fetch import FETCH_AGAIN, Archive, check_split, ensure_unpacked
+from deepcluster.datasets.fetch import FETCH_AGAIN, Archive, check_split, ensure_unpacked, reason
 from deepcluster.errors import DataError
 
 FOLDER = "stl10_binary"
@@ -46,20 +48,30 @@ def read_stl10(root: Path, split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArr
 
 
 def _images(path: Path) -> npt.NDArray[np.uint8]:
-    size, each = path.stat().st_size, 3 * SIDE * SIDE
-    if size == 0:
-        raise DataError(f"{path}: holds no images")
-    if size % each:
-        raise DataError(f"{path}: damaged, {size} bytes are no multiple of {each}, an image's; {FETCH_AGAIN}")
-    columns_NCWH = np.memmap(path, np.uint8, mode="r").reshape(-1, 3, SIDE, SIDE)
+    with _readable(path):
+        size, each = path.stat().st_size, 3 * SIDE * SIDE
+        if size == 0:
+            raise DataError(f"{path}: holds no images")
+        if size % each:
+            raise DataError(f"{path}: damaged, {size} bytes are no multiple of {each}, an image's; {FETCH_AGAIN}")
+        columns_NCWH = np.memmap(path, np.uint8, mode="r").reshape(-1, 3, SIDE, SIDE)
     return np.asarray(columns_NCWH.transpose(0, 1, 3, 2))
 
 
 def _targets(path: Path, images_file: Path, count: int) -> npt.NDArray[np.int64]:
-    labels_N = np.fromfile(path, np.uint8)
+    with _readable(path):
+        labels_N = np.fromfile(path, np.uint8)
     if len(labels_N) != count:
         raise DataError(f"{images_file}: {count} images, but {path} holds {len(labels_N)} labels")
     wrong = labels_N[(labels_N < 1) | (labels_N > len(CLASS_NAMES))]
     if len(wrong):
         raise DataError(f"{path}: labels must be 1 to {len(CLASS_NAMES)}; got {wrong[0]}")
     return labels_N.astype(np.int64) - 1
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as problem:
+        raise DataError(f"{path}: cannot be read ({reason(problem)})") from problem

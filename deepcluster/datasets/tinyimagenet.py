@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from deepcluster.datasets.fetch import FETCH_AGAIN, Archive, check_split, ensure_unpacked
+from deepcluster.datasets.fetch import FETCH_AGAIN, Archive, check_split, ensure_unpacked, lies_there
 from deepcluster.datasets.folder import FolderImages
 from deepcluster.datasets.trees import check_listed, decode_tree, list_tree
 from deepcluster.errors import DataError
 
 SPLITS = ("train", "val", "test")
 FOLDER = "tiny-imagenet-200"
-ARCHIVE = Archive("http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de", (FOLDER,))
+URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+ARCHIVE = Archive(URL, "90528d7ca1a48142e341f4ef8d21d0de", (FOLDER,), folders=True)
 SIDE = 64
 
 
@@ -82,6 +83,7 @@ def _names(base: Path, wnids: Sequence[str]) -> list[str]:
 
 
 def _text(path: Path) -> str:
+    lies_there(path)
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:

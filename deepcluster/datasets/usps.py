@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from deepcluster.datasets.fetch import FETCH_AGAIN, check_split, download_file, ensure, keep_inside
+from deepcluster.datasets.fetch import FETCH_AGAIN, check_split, download_file, ensure, keep_inside, lies_there
 from deepcluster.errors import DataError
 
 FILES = {"train": "usps.bz2", "test": "usps.t.bz2"}
@@ -27,7 +27,9 @@ def read_usps(root: Path, split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArra
     check_split("usps", split, FILES)
     path = root / FILES[split]
     remedy = f"put {path.name} into {root}"
-    ensure("usps", root, present=path.is_file, download=lambda: _download(root, split), remedy=lambda: remedy)
+    ensure(
+        "usps", root, present=lambda: lies_there(path), download=lambda: _download(root, split), remedy=lambda: remedy
+    )
     lines = _lines(path)
     values_ND = np.zeros((len(lines), SIDE * SIDE), np.float32)
     targets_N = np.empty(len(lines), np.int64)
