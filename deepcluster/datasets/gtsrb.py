@@ -13,7 +13,7 @@ import numpy as np
 
 from deepcluster.datasets.fetch import FETCH_AGAIN, Archive, check_split, ensure_unpacked, lies_there
 from deepcluster.datasets.folder import FolderImages
-from deepcluster.datasets.trees import check_listed, decode_tree, list_tree
+from deepcluster.datasets.trees import check_listed, decode_tree, labels_by_file, list_tree
 from deepcluster.errors import DataError
 
 SITE = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370/"
@@ -91,7 +91,7 @@ def _read_table(table: Path, folder: Path) -> dict[Path, int]:
     try:
         with table.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file, delimiter=";", skipinitialspace=True))
-        labels = {folder / row["Filename"]: int(row["ClassId"]) for row in rows}
+        labels = labels_by_file(table, [(folder / row["Filename"], int(row["ClassId"])) for row in rows])
     except FileNotFoundError:
         raise DataError(f"{table}: not found; delete {folder.parent} and fetch it again") from None
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as problem:
