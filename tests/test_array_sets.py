@@ -9,8 +9,9 @@ import pytest
 from dataset_files import IDX_NAMES, REFUSED, cifar_batch, noise, offline, write, write_idx, write_stl10, write_usps
 from PIL import Image
 
+from deepcluster import memory
 from deepcluster.datasets import Dataset, load_dataset, resizing
-from deepcluster.errors import DataError
+from deepcluster.errors import DataError, ResourceError
 
 __all__ = ["offline"]
 pytestmark = pytest.mark.usefixtures("offline")
@@ -339,6 +340,46 @@ class TestStl10:
             "stl10 has no split 'unlabelled': expected train, test, unlabeled or train+unlabeled; "
             "did you mean 'unlabeled'?"
         )
+
+
+class TestMemory:
+    """What does not fit is refused, with one byte less available than it takes; with as many it is read."""
+
+    def refused(self, monkeypatch: pytest.MonkeyPatch, needed: int, split: str, side: int | None = None) -> str:
+        with pytest.raises(ResourceError) as caught:
+            monkeypatch.setattr(memory, "available_memory", lambda: float(needed - 1))
+            load("stl10", self.root, split, side, grayscale=self.grayscale)
+        monkeypatch.setattr(memory, "available_memory", lambda: float(needed))
+        load("stl10", self.root, split, side, grayscale=self.grayscale)
+        return str(caught.value)
+
+    @pytest.fixture(autouse=True)
+    def written(self, tmp_path: Path) -> None:
+        self.root, self.grayscale = tmp_path, False
+        write_stl10(tmp_path, "train", noise(2, 3, 96, 96))
+        write_stl10(tmp_path, "unlabeled", noise(3, 3, 96, 96))
+
+    def test_two_files_joined(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert self.refused(monkeypatch, 5 * 27648, "train+unlabeled") == (
+            "data.split train+unlabeled: 5 images need about 0.00 GB of memory and 0.00 GB are available; "
+            "data.split unlabeled needs none, being one file"
+        )
+        monkeypatch.setattr(memory, "available_memory", lambda: 0.0)
+        load("stl10", self.root, "unlabeled")
+
+    def test_scaled(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert self.refused(monkeypatch, 3 * 3 * 200 * 200, "unlabeled", 200) == (
+            "data: 3 images of 3 x 200 x 200 need about 0.00 GB of memory and 0.00 GB are available; "
+            "set data.image_size below 200 or data.grayscale: true"
+        )
+
+    def test_grey(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.grayscale = True
+        assert self.refused(monkeypatch, 3 * 96 * 96, "unlabeled") == (
+            "data.grayscale: 3 images of 96x96 need about 0.00 GB of memory and 0.00 GB are available; "
+            "take a machine with more"
+        )
+        assert self.refused(monkeypatch, 3 * 200 * 200, "unlabeled", 200).endswith("; set data.image_size below 200")
 
 
 class TestColour:
