@@ -9,8 +9,9 @@ import pytest
 from dataset_files import IDX_NAMES, REFUSED, cifar_batch, noise, offline, write, write_idx, write_stl10, write_usps
 from PIL import Image
 
+from deepcluster import memory
 from deepcluster.datasets import Dataset, load_dataset, resizing
-from deepcluster.errors import DataError
+from deepcluster.errors import DataError, ResourceError
 
 __all__ = ["offline"]
 pytestmark = pytest.mark.usefixtures("offline")
@@ -120,6 +121,9 @@ class TestUsps:
             ("1 0:1", "indices must ascend from 1 to 256 at most"),
             ("1 257:1", "indices must ascend from 1 to 256 at most"),
             ("1 2:1 1:1", "indices must ascend from 1 to 256 at most"),
+            ("1 99999999999999999999:1", "indices must ascend from 1 to 256 at most"),
+            ("1 1:1 99999999999999999999:1 256:1", "indices must ascend from 1 to 256 at most"),
+            ("1 1:1 -9223372036854775808:1 -1:1 5:1", "indices must ascend from 1 to 256 at most"),
             ("1 1:1 2", "expected index:value after the label"),
             ("1 1:1.5", "values must be -1 to 1"),
             ("1 1:nan", "values must be -1 to 1"),
@@ -230,6 +234,10 @@ class TestCifar10:
         path = write(tmp_path / CIFAR / "test_batch", content)
         assert message("cifar10", tmp_path, "test") == f"{path}: {said}"
 
+    def test_a_folder_in_the_place_of_a_batch(self, tmp_path: Path) -> None:
+        (tmp_path / CIFAR / "test_batch").mkdir(parents=True)
+        assert message("cifar10", tmp_path, "test") == f"{tmp_path / CIFAR / 'test_batch'}: is not a file; move it away"
+
     def test_cut_anywhere(self, tmp_path: Path) -> None:
         whole = cifar_batch(noise(2, 3072), [1, 2])
         for length in (1, 40, 100, 3000, len(whole) - 1):
@@ -302,6 +310,23 @@ class TestStl10:
         os.truncate(folder / "train_X.bin", 0)
         assert message("stl10", tmp_path, "train") == f"{folder / 'train_X.bin'}: holds no images"
 
+    @pytest.mark.parametrize("name", ["train_X.bin", "train_y.bin"])
+    def test_folders_and_files_that_cannot_be_read(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        write_stl10(tmp_path, "train", noise(2, 3, 96, 96), np.array([0, 1]))
+        path = tmp_path / "stl10_binary" / name
+
+        def deny(*_: object, **__: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(np, "memmap" if name == "train_X.bin" else "fromfile", deny)
+            assert message("stl10", tmp_path, "train") == f"{path}: cannot be read ([Errno 13] Permission denied)"
+        path.unlink()
+        path.mkdir()
+        assert message("stl10", tmp_path, "train") == f"{path}: is not a file; move it away"
+
     def test_refused_download_names_the_missing_files(self, tmp_path: Path) -> None:
         found = message("stl10", tmp_path, "train+unlabeled")
         assert found == (
@@ -315,6 +340,46 @@ class TestStl10:
             "stl10 has no split 'unlabelled': expected train, test, unlabeled or train+unlabeled; "
             "did you mean 'unlabeled'?"
         )
+
+
+class TestMemory:
+    """What does not fit is refused, with one byte less available than it takes; with as many it is read."""
+
+    def refused(self, monkeypatch: pytest.MonkeyPatch, needed: int, split: str, side: int | None = None) -> str:
+        with pytest.raises(ResourceError) as caught:
+            monkeypatch.setattr(memory, "available_memory", lambda: float(needed - 1))
+            load("stl10", self.root, split, side, grayscale=self.grayscale)
+        monkeypatch.setattr(memory, "available_memory", lambda: float(needed))
+        load("stl10", self.root, split, side, grayscale=self.grayscale)
+        return str(caught.value)
+
+    @pytest.fixture(autouse=True)
+    def written(self, tmp_path: Path) -> None:
+        self.root, self.grayscale = tmp_path, False
+        write_stl10(tmp_path, "train", noise(2, 3, 96, 96))
+        write_stl10(tmp_path, "unlabeled", noise(3, 3, 96, 96))
+
+    def test_two_files_joined(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert self.refused(monkeypatch, 5 * 27648, "train+unlabeled") == (
+            "data.split train+unlabeled: 5 images need about 0.00 GB of memory and 0.00 GB are available; "
+            "data.split unlabeled needs none, being one file"
+        )
+        monkeypatch.setattr(memory, "available_memory", lambda: 0.0)
+        load("stl10", self.root, "unlabeled")
+
+    def test_scaled(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert self.refused(monkeypatch, 3 * 3 * 200 * 200, "unlabeled", 200) == (
+            "data: 3 images of 3 x 200 x 200 need about 0.00 GB of memory and 0.00 GB are available; "
+            "set data.image_size below 200 or data.grayscale: true"
+        )
+
+    def test_grey(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.grayscale = True
+        assert self.refused(monkeypatch, 3 * 96 * 96, "unlabeled") == (
+            "data.grayscale: 3 images of 96x96 need about 0.00 GB of memory and 0.00 GB are available; "
+            "take a machine with more"
+        )
+        assert self.refused(monkeypatch, 3 * 200 * 200, "unlabeled", 200).endswith("; set data.image_size below 200")
 
 
 class TestColour:

@@ -164,7 +164,7 @@ class TestMnist:
         assert "or allow network access" in text
 
     def test_download_is_used_when_a_file_is_missing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def arrive(root: Path, name: str) -> None:
+        def arrive(root: Path, split: str, name: str) -> None:
             write(root / "MNIST" / "raw", TRAIN_LABELS, idx(LABELS))
 
         monkeypatch.setattr(mnist, "_download", arrive)

@@ -1,5 +1,7 @@
 """Archives: what torchvision would download, unpacked safely and whole or not at all."""
 
+import bz2
+import gzip
 import hashlib
 import io
 import stat
@@ -8,8 +10,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from dataset_files import REFUSED, cifar_batch, noise, offline, write, write_tinyimagenet
+from dataset_files import IDX_NAMES, REFUSED, cifar_batch, idx, noise, offline, write, write_tinyimagenet
 
 from deepcluster.datasets import cifar, fetch, gtsrb, load_dataset, mnist, stl10, tinyimagenet, usps
 from deepcluster.datasets.fetch import Archive, ensure_unpacked, unpack
@@ -45,9 +48,12 @@ def packed(kind: str, folder: Path, files: dict[str, bytes]) -> Path:
     return zipped(folder / "some.zip", files) if kind == "zip" else tarred(folder / "some.tar.gz", files)
 
 
-def archive_of(path: Path, *gives: str) -> Archive:
-    digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-    return Archive(f"https://example.org/files/{path.name}", digest, gives)
+def archive_of(path: Path, *gives: str, folders: bool = False) -> Archive:
+    return Archive(f"https://example.org/files/{path.name}", md5(path.read_bytes()), gives, folders)
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def tree(folder: Path) -> list[str]:
@@ -107,7 +113,7 @@ class TestEnsureUnpacked:
 
     def test_another_archive_of_the_same_name_is_not_taken(self, tmp_path: Path) -> None:
         path = zipped(tmp_path / "set.zip", {"set/1": b"one"})
-        right = archive_of(path, "set")
+        right = archive_of(path, "set", folders=True)
         zipped(path, {"set/1": b"another"})
         with pytest.raises(DataError) as caught:
             ensure_unpacked("set", tmp_path, tmp_path, [right])
@@ -122,7 +128,7 @@ class TestEnsureUnpacked:
         self, tmp_path: Path, stopped: BaseException, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         path = zipped(tmp_path / "set.zip", {"set/1": b"one", "set/2": b"two"})
-        archive, copy = archive_of(path, "set"), fetch.shutil.copyfileobj
+        archive, copy = archive_of(path, "set", folders=True), fetch.shutil.copyfileobj
 
         def stop_at_the_second(source: Any, file: Any, length: int) -> None:
             if file.name.endswith("2"):
@@ -140,7 +146,19 @@ class TestEnsureUnpacked:
     def test_an_archive_of_something_else(self, tmp_path: Path) -> None:
         path = zipped(tmp_path / "set.zip", {"other/1": b"one"})
         with pytest.raises(DataError, match=r"set\.zip: does not hold set$"):
-            ensure_unpacked("set", tmp_path, tmp_path, [archive_of(path, "set")])
+            ensure_unpacked("set", tmp_path, tmp_path, [archive_of(path, "set", folders=True)])
+
+    def test_a_folder_in_the_place_of_a_file_and_the_reverse(self, tmp_path: Path) -> None:
+        path = tarred(tmp_path / "set.tar.gz", {"set/1": b"one", "set/2": b"two"})
+        (tmp_path / "set/2").mkdir(parents=True)
+        with pytest.raises(DataError) as caught:
+            ensure_unpacked("set", tmp_path, tmp_path, [archive_of(path, "set/1", "set/2")])
+        assert str(caught.value) == f"{tmp_path / 'set/2'}: is not a file; move it away"
+        write(tmp_path / "other", b"")
+        with pytest.raises(DataError) as caught:
+            ensure_unpacked("set", tmp_path, tmp_path, [archive_of(path, "other", folders=True)])
+        assert str(caught.value) == f"{tmp_path / 'other'}: is not a folder; move it away"
+        assert tree(tmp_path) == ["other", "set", "set.tar.gz", "set/2"]
 
     def test_nothing_is_written_through_a_link_out_of_the_root(self, tmp_path: Path) -> None:
         path = zipped(tmp_path / "root/set.zip", {"set/1": b"one"})
@@ -156,25 +174,26 @@ class TestEnsureUnpacked:
             ensure_unpacked("set", root, root, [Archive("https://example.org/set.zip", "0" * 32, ("set",))])
 
 
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """Files by the last part of their URL."""
+    files: dict[str, bytes] = {}
+
+    class Response(io.BytesIO):
+        url: str | None = None
+        length: int = 0
+
+    def urlopen(request: Any, *_: object, **__: object) -> Response:
+        response = Response(files[request.full_url.rpartition("/")[2]])
+        response.length = len(response.getvalue())
+        return response
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    return files
+
+
 class TestDownloads:
     """What arrives over the network is torchvision's affair; here it is handed over by a stand-in for `urlopen`."""
-
-    @pytest.fixture
-    def served(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-        """Files by the last part of their URL."""
-        files: dict[str, bytes] = {}
-
-        class Response(io.BytesIO):
-            url: str | None = None
-            length: int = 0
-
-        def urlopen(request: Any, *_: object, **__: object) -> Response:
-            response = Response(files[request.full_url.rpartition("/")[2]])
-            response.length = len(response.getvalue())
-            return response
-
-        monkeypatch.setattr("urllib.request.urlopen", urlopen)
-        return files
 
     def test_tiny_imagenet_arrives_whole(
         self, tmp_path: Path, served: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
@@ -184,7 +203,7 @@ class TestDownloads:
         files = {name: (made / name).read_bytes() for name in tree(made) if (made / name).is_file()}
         path = zipped(tmp_path / "tiny-imagenet-200.zip", files)
         served[path.name] = path.read_bytes()
-        monkeypatch.setattr(tinyimagenet, "ARCHIVE", archive_of(path, "tiny-imagenet-200"))
+        monkeypatch.setattr(tinyimagenet, "ARCHIVE", archive_of(path, "tiny-imagenet-200", folders=True))
         root = tmp_path / "root"
         data = load_dataset("tinyimagenet", root=root, split="val", image_size=None, grayscale=False)
         assert data.targets_N is not None
@@ -204,7 +223,106 @@ class TestDownloads:
         served["cifar-10-python.tar.gz"] = b"something else"
         with pytest.raises(DataError, match=r"could not be downloaded \(File not found or corrupted\.\): put cifar"):
             load_dataset("cifar10", root=tmp_path, split="test", image_size=None, grayscale=False)
-        assert tree(tmp_path) == ["cifar-10-python.tar.gz"]
+        assert tree(tmp_path) == []
+        write(tmp_path / "cifar-10-python.tar.gz", b"mine")
+        with pytest.raises(DataError, match=r"could not be downloaded \(File not found or corrupted\.\): put cifar"):
+            load_dataset("cifar10", root=tmp_path, split="test", image_size=None, grayscale=False)
+        assert (tmp_path / "cifar-10-python.tar.gz").read_bytes() == b"mine"
+
+
+class TestSingleFiles:
+    """USPS and the kin of MNIST: a file lies under its name only when it is whole and the right one."""
+
+    USPS = bz2.compress(b"3 1:1\n")
+    IMAGES, LABELS = (gzip.compress(idx(part)) for part in (noise(2, 28, 28), np.array([4, 7], np.uint8)))
+    RAW = "FashionMNIST/raw"
+
+    @pytest.fixture(autouse=True)
+    def known(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Torchvision expects the files above."""
+        from torchvision.datasets import USPS, FashionMNIST
+
+        names = [f"{file}.gz" for file in IDX_NAMES["train"]]
+        sums = list(zip(names, map(md5, (self.IMAGES, self.LABELS)), strict=True))
+        monkeypatch.setattr(FashionMNIST, "resources", sums)
+        monkeypatch.setitem(USPS.split_list, "train", ["https://example.org/usps.bz2", "usps.bz2", md5(self.USPS)])
+
+    @staticmethod
+    def load(name: str, root: Path) -> list[int]:
+        found = load_dataset(name, root=root, split="train", image_size=None, grayscale=False).targets_N
+        assert found is not None
+        return list(found.tolist())
+
+    def test_a_wrong_file_is_refused_and_fetched_anew(self, tmp_path: Path, served: dict[str, bytes]) -> None:
+        served["usps.bz2"] = bz2.compress(b"9 1:1\n")
+        for _ in range(2):
+            with pytest.raises(DataError) as caught:
+                self.load("usps", tmp_path)
+            assert str(caught.value) == (
+                f"usps is not in {tmp_path} and could not be downloaded (File not found or corrupted.): "
+                f"put usps.bz2 into {tmp_path}, or allow network access"
+            )
+            assert tree(tmp_path) == []
+        served["usps.bz2"] = self.USPS
+        assert self.load("usps", tmp_path) == [2]
+        assert tree(tmp_path) == ["usps.bz2"]
+
+    def test_right_images_and_wrong_labels(self, tmp_path: Path, served: dict[str, bytes]) -> None:
+        images, labels = (f"{file}.gz" for file in IDX_NAMES["train"])
+        served |= {images: self.IMAGES, labels: gzip.compress(idx(np.array([1, 1], np.uint8)))}
+        with pytest.raises(DataError, match=rf"downloaded \(Error downloading {labels}: tried .+, got File not found"):
+            self.load("fashionmnist", tmp_path)
+        assert tree(tmp_path / self.RAW) == [images]
+        served |= {images: b"not asked for again", labels: self.LABELS}
+        assert self.load("fashionmnist", tmp_path) == [4, 7]
+        assert tree(tmp_path / self.RAW) == [images, labels]
+
+    def test_files_that_are_there_are_kept(self, tmp_path: Path, served: dict[str, bytes]) -> None:
+        images, labels = (tmp_path / self.RAW / f"{file}.gz" for file in IDX_NAMES["train"])
+        mine = gzip.compress(idx(noise(2, 28, 28, seed=5)))
+        write(images, mine)
+        served |= {images.name: self.IMAGES, labels.name: self.LABELS}
+        assert self.load("fashionmnist", tmp_path) == [4, 7]
+        assert images.read_bytes() == mine
+
+    def test_the_next_mirror_is_tried(
+        self, tmp_path: Path, served: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from torchvision.datasets import FashionMNIST
+
+        monkeypatch.setattr(FashionMNIST, "mirrors", ["https://example.org/gone/no-", "https://example.org/"])
+        served |= dict(zip((f"{file}.gz" for file in IDX_NAMES["train"]), (self.IMAGES, self.LABELS), strict=True))
+        assert self.load("fashionmnist", tmp_path) == [4, 7]
+
+    def test_a_folder_in_the_place_of_a_download(self, tmp_path: Path) -> None:
+        for name, place in (("usps", "usps.bz2"), ("fashionmnist", f"{self.RAW}/{IDX_NAMES['train'][1]}.gz")):
+            write(tmp_path / self.RAW / f"{IDX_NAMES['train'][0]}.gz", self.IMAGES)
+            (tmp_path / place).mkdir()
+            with pytest.raises(DataError) as caught:
+                self.load(name, tmp_path)
+            assert str(caught.value) == f"{tmp_path / place}: is not a file; move it away"
+
+    @pytest.mark.parametrize(("name", "last"), [("usps", "usps.bz2"), ("fashionmnist", "train-labels-idx1-ubyte.gz")])
+    def test_an_interrupted_download_leaves_nothing(
+        self, tmp_path: Path, served: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, name: str, last: str
+    ) -> None:
+        served |= dict(zip((f"{file}.gz" for file in IDX_NAMES["train"]), (self.IMAGES, self.LABELS), strict=True))
+        served["usps.bz2"] = self.USPS
+
+        def stop_midway(url: str, filename: str | Path) -> None:
+            path = Path(filename)
+            if path.name == last:
+                path.write_bytes(served[last][:20])
+                raise KeyboardInterrupt
+            path.write_bytes(served[path.name])
+
+        with monkeypatch.context() as patch:
+            patch.setattr("torchvision.datasets.utils._urlretrieve", stop_midway)
+            with pytest.raises(KeyboardInterrupt):
+                self.load(name, tmp_path)
+        assert [path for path in tree(tmp_path) if path.endswith((last, ".partial"))] == []
+        assert self.load(name, tmp_path) == ([2] if name == "usps" else [4, 7])
+        assert [path for path in tree(tmp_path) if ".partial" in path] == []
 
 
 class TestAddresses:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from deepcluster.datasets import Dataset, load_dataset
-from deepcluster.errors import DataError
+from deepcluster import memory
+from deepcluster.datasets import Dataset, decoding, load_dataset
+from deepcluster.errors import DataError, ResourceError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -359,6 +360,41 @@ class TestLinks:
         (tmp_path / "real" / "test").symlink_to(tmp_path)
         with pytest.raises(DataError, match="give the folder that it leads to as the root"):
             load(tmp_path / "root", split="test")
+
+
+class TestMemory:
+    @pytest.mark.parametrize(
+        ("grayscale", "channels", "or_grey"), [(False, 3, " or data.grayscale: true"), (True, 1, "")]
+    )
+    def test_what_does_not_fit_is_refused_before_a_file_is_opened(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grayscale: bool, channels: int, or_grey: str
+    ) -> None:
+        for index in range(1000):
+            (tmp_path / f"{index}.png").touch()
+        monkeypatch.setattr(memory, "available_memory", lambda: channels * 224.0 * 224.0 * 1000 - 1)
+        monkeypatch.setattr(decoding, "decode", lambda *_, **__: pytest.fail("opened"))
+        with pytest.raises(ResourceError) as caught:
+            load(tmp_path, 224, grayscale=grayscale)
+        gigabytes = "0.15" if channels == 3 else "0.05"
+        assert str(caught.value) == (
+            f"data: 1,000 images of {channels} x 224 x 224 need about {gigabytes} GB of memory and {gigabytes} GB are "
+            f"available; set data.image_size below 224{or_grey}"
+        )
+
+    def test_what_just_fits_is_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        save(tmp_path / "1.png")
+        monkeypatch.setattr(memory, "available_memory", lambda: 3.0 * 4 * 4)
+        assert load(tmp_path).sample_ids == ["1.png"]
+
+    def test_what_no_machine_has_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        save(tmp_path / "1.png")
+        with pytest.raises(ResourceError, match=r"need about 3000000000\.00 GB of memory and .* GB are available"):
+            load(tmp_path, 10**9)
+        monkeypatch.setattr(memory, "available_memory", lambda: float("inf"))
+        with pytest.raises(
+            ResourceError, match=r"need about 3000000000\.00 GB of memory, refused; set data\.image_size"
+        ):
+            load(tmp_path, 10**9)
 
 
 class TestNothingThere:

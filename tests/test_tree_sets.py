@@ -111,6 +111,10 @@ class TestGtsrb:
         [
             ("Filename;ClassId\n00000.ppm;43\n", "ClassId must be 0 to 42; got 43"),
             ("", "{images}/00000.ppm: not in GT-final_test.csv (1 such files)"),
+            (
+                "Filename;ClassId\n00000.ppm;4\n00000.ppm;5\n",
+                "lists 00000.ppm as 4 and as 5; delete it and fetch it again",
+            ),
             ("Filename;ClassId\n00000.ppm;x\n", "not a table with Filename and ClassId (ValueError("),
             ("Name;ClassId\n00000.ppm;1\n", "not a table with Filename and ClassId (KeyError('Filename'))"),
             ("Filename;ClassId\n00000.ppm\n", "not a table with Filename and ClassId (TypeError("),
@@ -122,6 +126,14 @@ class TestGtsrb:
         images = tmp_path / "gtsrb/GTSRB/Final_Test/Images"
         start = said.format(images=images) if "{images}" in said else f"{path}: {said}"
         assert message("gtsrb", tmp_path, "test").startswith(start)
+
+    def test_folders_in_the_places_of_tables(self, tmp_path: Path) -> None:
+        write_gtsrb_test(tmp_path, [noise(9, 9, 3)], [1])
+        write_gtsrb_train(tmp_path, signs())
+        for split, place in (("test", "gtsrb/GT-final_test.csv"), ("train", f"{TRAINING}/00007/GT-00007.csv")):
+            (tmp_path / place).unlink()
+            (tmp_path / place).mkdir()
+            assert message("gtsrb", tmp_path, split) == f"{tmp_path / place}: is not a file; move it away"
 
     def test_damaged_pictures(self, tmp_path: Path) -> None:
         write_gtsrb_test(tmp_path, [noise(9, 9, 3)] * 3, [1, 2, 3])
@@ -222,6 +234,32 @@ class TestTinyImageNet:
         assert message("tinyimagenet", root, "train") == f"{tree / 'train/n00000001'}: {said}"
         wnids.unlink()
         assert message("tinyimagenet", root, "train") == f"{wnids}: not found; delete {tree} and fetch it again"
+
+    @pytest.mark.parametrize("split", ["train", "val"])
+    def test_a_class_that_is_listed_twice(self, tree: Path, split: str) -> None:
+        wnids = tree / "wnids.txt"
+        wnids.write_text("\n".join((*WNIDS, WNIDS[1])))
+        said = f"{wnids}: lists {WNIDS[1]} twice; delete it and fetch it again"
+        assert message("tinyimagenet", tree.parent, split) == said
+
+    def test_an_image_that_is_listed_twice(self, tree: Path) -> None:
+        table = tree / "val/val_annotations.txt"
+        good = table.read_text()
+        table.write_text(good + f"val_0.JPEG\t{WNIDS[0]}\t0\t0\t9\t9\n")
+        assert load("tinyimagenet", tree.parent, "val").targets_N is not None
+        table.write_text(good + f"val_0.JPEG\t{WNIDS[1]}\t0\t0\t9\t9\n")
+        said = f"lists val_0.JPEG as {WNIDS[0]} and as {WNIDS[1]}; delete it and fetch it again"
+        assert message("tinyimagenet", tree.parent, "val") == f"{table}: {said}"
+
+    @pytest.mark.parametrize("name", ["wnids.txt", "words.txt", "val/val_annotations.txt"])
+    def test_folders_in_the_places_of_tables(self, tree: Path, name: str) -> None:
+        (tree / name).unlink()
+        (tree / name).mkdir()
+        assert message("tinyimagenet", tree.parent, "val") == f"{tree / name}: is not a file; move it away"
+
+    def test_a_file_in_the_place_of_the_folder(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "tiny-imagenet-200", b"")
+        assert message("tinyimagenet", tmp_path, "val") == f"{path}: is not a folder; move it away"
 
     def test_damaged_picture(self, tree: Path) -> None:
         path = tree / "test/images/test_1.JPEG"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from deepcluster.errors import DataError
+from deepcluster.datasets.resizing import allocate
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
@@ -36,9 +36,10 @@ def decode_files(
 ) -> tuple[npt.NDArray[np.uint8], dict[str, str]]:
     """Every listed image in its row of one array, and the reasons of those that failed (their rows are undefined).
 
+    ResourceError before the first is opened if they would not fit into memory.
     To be called within `strict_pillow`.
     """
-    images_NCHW = _allocate(len(listed), channels, side)
+    images_NCHW = allocate(len(listed), channels, side)
 
     def task(start: int) -> dict[str, str]:
         failures = {}
@@ -116,16 +117,6 @@ def _eight_bit(image: "PILImage.Image") -> "PILImage.Image":
     if values.min() < 0 or values.max() > 65535:
         raise ValueError("integer pixels outside 0 to 65535")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-
-
-def _allocate(number: int, channels: int, side: int) -> npt.NDArray[np.uint8]:
-    try:
-        return np.empty((number, channels, side, side), np.uint8)
-    except MemoryError as problem:
-        need = number * channels * side * side / 2**30
-        raise DataError(
-            f"{number} images of {side}x{side} need {need:.1f} GiB of memory; lower image_size"
-        ) from problem
 
 
 def _reason(problem: Exception, path: Path) -> str:

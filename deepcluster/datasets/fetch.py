@@ -1,8 +1,9 @@
 """Getting a data set's files to where its reader looks: by torchvision's download, by an archive, or a clear error.
 
-Archives keep the name and the place that torchvision gives them. What they hold is unpacked beside its place and
-renamed into it, so what an interrupted run leaves is never taken for the data (a killed one leaves
-`.unpacked-*.partial`, to be deleted by hand). Nothing is written outside of ROOT.
+Archives keep the name and the place that torchvision gives them. What is downloaded, and what archives hold, is written
+beside its place and renamed into it, checked and whole, so what an interrupted run leaves is never taken for the data
+(a killed one leaves `.download-*.partial` or `.unpacked-*.partial`, to be deleted by hand). Nothing is written outside
+of ROOT.
 """
 
 import os
@@ -25,11 +26,12 @@ FETCH_AGAIN = "delete it and fetch it again"
 
 @dataclass(frozen=True)
 class Archive:
-    """A file to download, its MD5, and what is needed of its content: files or whole folders, in the order to place."""
+    """A file to download, its MD5, and what is needed of its content, files or whole folders, in the order to place."""
 
     url: str
     md5: str
     gives: tuple[str, ...]
+    folders: bool = False
 
     @property
     def name(self) -> str:
@@ -67,8 +69,12 @@ def ensure(
 def ensure_unpacked(name: str, root: Path, base: Path, archives: Sequence[Archive]) -> None:
     """Everything that the archives give, below the folder `base` in `root`; downloaded and unpacked where missing."""
 
+    def lacks_some(archive: Archive) -> bool:
+        there = [lies_there(base / part, folder=archive.folders) for part in archive.gives]  # all asked, for its error
+        return not all(there)
+
     def missing() -> list[Archive]:
-        return [archive for archive in archives if any(not (base / part).exists() for part in archive.gives)]
+        return [archive for archive in archives if lacks_some(archive)]
 
     def download() -> None:
         for archive in missing():
@@ -83,10 +89,33 @@ def ensure_unpacked(name: str, root: Path, base: Path, archives: Sequence[Archiv
     ensure(name, root, present=lambda: not missing(), download=download, remedy=remedy)
 
 
+def download_file(url: str, target: Path, md5: str) -> None:
+    """Let torchvision download `target` and check its MD5; nothing appears under its name before both are done."""
+    from torchvision.datasets.utils import download_url
+
+    lies_there(target)  # before the download, as it could not be renamed onto a folder
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".download-", suffix=".partial", dir=target.parent) as beside:
+        arrived = Path(beside) / target.name
+        download_url(url, beside, target.name, md5)
+        with arrived.open("rb") as file:
+            os.fsync(file.fileno())
+        arrived.replace(target)
+
+
 def keep_inside(root: Path, target: Path) -> None:
     """OSError if a link would lead what is written to `target` out of `root`."""
     if not target.resolve().is_relative_to(root.resolve()):
         raise OSError(f"{target}: a link on the way leads out of {root}")
+
+
+def lies_there(path: Path, *, folder: bool = False) -> bool:
+    """Whether the file, or the folder, is there; DataError if something else is in its place."""
+    if path.is_dir() if folder else path.is_file():
+        return True
+    if path.exists():
+        raise DataError(f"{path}: is not a {'folder' if folder else 'file'}; move it away")
+    return False
 
 
 def reason(problem: Exception | None) -> str:
@@ -117,9 +146,10 @@ def _place(archive: Archive, root: Path, base: Path) -> None:
     """Put what `archive` gives and is missing into its place below base; the archive stays, as with torchvision."""
     for target in (base / archive.name, *(base / part for part in archive.gives)):
         keep_inside(root, target)
-    from torchvision.datasets.utils import download_url
+    from torchvision.datasets.utils import check_integrity
 
-    download_url(archive.url, base, archive.name, archive.md5)
+    if not check_integrity(base / archive.name, archive.md5):
+        download_file(archive.url, base / archive.name, archive.md5)
     with tempfile.TemporaryDirectory(prefix=".unpacked-", suffix=".partial", dir=base) as beside:
         content = Path(beside) / "content"
         unpack(base / archive.name, content)

@@ -11,17 +11,19 @@ from pathlib import Path
 
 import numpy as np
 
-from deepcluster.datasets.fetch import FETCH_AGAIN, Archive, check_split, ensure_unpacked
+from deepcluster.datasets.fetch import FETCH_AGAIN, Archive, check_split, ensure_unpacked, lies_there
 from deepcluster.datasets.folder import FolderImages
-from deepcluster.datasets.trees import check_listed, decode_tree, list_tree
+from deepcluster.datasets.trees import check_listed, decode_tree, labels_by_file, list_tree
 from deepcluster.errors import DataError
 
 SITE = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370/"
 TRAINING, IMAGES, TRUTH = "GTSRB/Training", "GTSRB/Final_Test/Images", "GT-final_test.csv"
 ARCHIVES = {
-    "train": (Archive(f"{SITE}GTSRB-Training_fixed.zip", "513f3c79a4c5141765e10e952eaa2478", (TRAINING,)),),
+    "train": (
+        Archive(f"{SITE}GTSRB-Training_fixed.zip", "513f3c79a4c5141765e10e952eaa2478", (TRAINING,), folders=True),
+    ),
     "test": (
-        Archive(f"{SITE}GTSRB_Final_Test_Images.zip", "c7e4e6327067d32654124b0fe9e82185", (IMAGES,)),
+        Archive(f"{SITE}GTSRB_Final_Test_Images.zip", "c7e4e6327067d32654124b0fe9e82185", (IMAGES,), folders=True),
         Archive(f"{SITE}GTSRB_Final_Test_GT.zip", "fe31e9c9270bbcd7b84b7f21a9d9d9e5", (TRUTH,)),
     ),
 }
@@ -85,10 +87,11 @@ def _test_labels(base: Path) -> dict[Path, int]:
 
 def _read_table(table: Path, folder: Path) -> dict[Path, int]:
     """ClassId by the path of the file that the row is about."""
+    lies_there(table)
     try:
         with table.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file, delimiter=";", skipinitialspace=True))
-        labels = {folder / row["Filename"]: int(row["ClassId"]) for row in rows}
+        labels = labels_by_file(table, [(folder / row["Filename"], int(row["ClassId"])) for row in rows])
     except FileNotFoundError:
         raise DataError(f"{table}: not found; delete {folder.parent} and fetch it again") from None
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as problem:

@@ -2,19 +2,20 @@
 
 They lie at ROOT/MNIST/raw, ROOT/FashionMNIST/raw, ROOT/KMNIST/raw (torchvision's layout). MNIST's may also lie
 directly at ROOT; the others' may not, since their files have the same names. Files are read where they lie, also the
-gzipped ones. Only when one is missing does torchvision download the set. Nothing is ever written outside ROOT.
+gzipped ones. Those of the split that are missing are downloaded by torchvision. Nothing is ever written outside ROOT.
 """
 
 import gzip
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from deepcluster.datasets.fetch import FETCH_AGAIN, check_split, ensure, keep_inside
+from deepcluster.datasets.fetch import FETCH_AGAIN, check_split, download_file, ensure, keep_inside, reason
 from deepcluster.errors import DataError
 
 MnistName = Literal["mnist", "fashionmnist", "kmnist"]
@@ -88,20 +89,45 @@ def _locate(root: Path, split: str, name: MnistName) -> tuple[Path, Path]:
 
     first, second = FILES[split]
     remedy = f"put {first}.gz and {second}.gz into {root / FOLDERS[name] / 'raw'}"
-    ensure(name, root, present=lambda: len(found()) == 2, download=lambda: _download(root, name), remedy=lambda: remedy)
+    ensure(
+        name,
+        root,
+        present=lambda: len(found()) == 2,
+        download=lambda: _download(root, split, name),
+        remedy=lambda: remedy,
+    )
     images_file, labels_file = found()
     return images_file, labels_file
 
 
-def _download(root: Path, name: MnistName) -> None:
-    """Let torchvision fetch all four files into ROOT/CLASS/raw and check their MD5."""
-    keep_inside(root, root / FOLDERS[name] / "raw")
+def _download(root: Path, split: str, name: MnistName) -> None:
+    """Let torchvision fetch the split's missing files into ROOT/CLASS/raw, gzipped, and check their MD5."""
+    raw = root / FOLDERS[name] / "raw"
+    keep_inside(root, raw)
     from torchvision import datasets
 
+    kind: type[datasets.MNIST]
     match name:
         case "mnist":
-            datasets.MNIST(root, download=True)
+            kind = datasets.MNIST
         case "fashionmnist":
-            datasets.FashionMNIST(root, download=True)
+            kind = datasets.FashionMNIST
         case "kmnist":
-            datasets.KMNIST(root, download=True)
+            kind = datasets.KMNIST
+    checksums = dict(kind.resources)
+    for file in FILES[split]:
+        if _find(root, name, file) is None:
+            _from_mirrors(kind.mirrors, raw / f"{file}.gz", checksums[f"{file}.gz"])
+
+
+def _from_mirrors(mirrors: Sequence[str], target: Path, md5: str) -> None:
+    """Download a file from the first mirror that has the right one; RuntimeError if none has."""
+    failures = []
+    for mirror in mirrors:
+        try:
+            return download_file(f"{mirror}{target.name}", target, md5)
+        except DataError:
+            raise
+        except Exception as problem:
+            failures.append(f"tried {mirror}, got {reason(problem)}")
+    raise RuntimeError(f"Error downloading {target.name}: {'; '.join(failures)}")

@@ -5,10 +5,27 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from deepcluster.errors import ResourceError
+from deepcluster.memory import refuse_too_large
+
 REPORT_EVERY = 1024
 BLOCK_BYTES = 2**22
 # ITU-R 601 in 65,536ths, as Pillow's convert("L") has it.
 RED, GREEN, BLUE, HALF = 19595, 38470, 7471, 1 << 15
+
+
+def allocate(number: int, channels: int, side: int) -> npt.NDArray[np.uint8]:
+    """Room for images uint8 [N, C, S, S]. ResourceError if there is not so much memory.
+
+    Asked beforehand, as the system would hand out more than there is and end the process once it is written to.
+    """
+    needed, what = number * channels * side * side, f"data: {number:,} images of {channels} x {side} x {side}"
+    remedy = f"set data.image_size below {side}{' or data.grayscale: true' if channels > 1 else ''}"
+    refuse_too_large(needed, what, remedy)
+    try:
+        return np.empty((number, channels, side, side), np.uint8)
+    except MemoryError as problem:  # where the system keeps count of what it hands out
+        raise ResourceError(f"{what} need about {needed / 1e9:.2f} GB of memory, refused; {remedy}") from problem
 
 
 def grey(images_NCHW: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -16,6 +33,8 @@ def grey(images_NCHW: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     number, channels, height, width = images_NCHW.shape
     if channels == 1:
         return images_NCHW
+    what = f"data.grayscale: {number:,} images of {height}x{width}"
+    refuse_too_large(number * height * width, what, "take a machine with more")
     result = np.empty((number, 1, height, width), np.uint8)
     step = max(1, BLOCK_BYTES // images_NCHW[0].size)
     for start in range(0, number, step):
@@ -36,7 +55,7 @@ def resized(
     else:
         from PIL import Image
 
-        result = np.empty((number, channels, image_size, image_size), np.uint8)
+        result = allocate(number, channels, image_size)
         for index in range(number):
             for channel in range(channels):  # Pillow scales the channels of a colour image one by one too
                 plane = Image.fromarray(np.ascontiguousarray(images_NCHW[index, channel]))

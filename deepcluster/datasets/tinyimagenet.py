@@ -5,20 +5,22 @@ val/val_annotations.txt, test/images/*.JPEG without labels. Where the folder is 
 unpacked, after a download if it is not there or not the right one.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from deepcluster.datasets.fetch import FETCH_AGAIN, Archive, check_split, ensure_unpacked
+from deepcluster.datasets.fetch import FETCH_AGAIN, Archive, check_split, ensure_unpacked, lies_there
 from deepcluster.datasets.folder import FolderImages
-from deepcluster.datasets.trees import check_listed, decode_tree, list_tree
+from deepcluster.datasets.trees import check_listed, decode_tree, labels_by_file, list_tree
 from deepcluster.errors import DataError
 
 SPLITS = ("train", "val", "test")
 FOLDER = "tiny-imagenet-200"
-ARCHIVE = Archive("http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de", (FOLDER,))
+URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+ARCHIVE = Archive(URL, "90528d7ca1a48142e341f4ef8d21d0de", (FOLDER,), folders=True)
 SIDE = 64
 
 
@@ -49,6 +51,8 @@ def read_tinyimagenet(
 def _targets(root: Path, base: Path, split: str, listed: Sequence[str]) -> tuple[npt.NDArray[np.int64], list[str]]:
     """The target of each listed file, int64 [N], and the names of the classes."""
     wnids = sorted(_text(base / "wnids.txt").split())
+    if twice := [wnid for wnid, following in itertools.pairwise(wnids) if wnid == following]:
+        raise DataError(f"{base / 'wnids.txt'}: lists {twice[0]} twice; {FETCH_AGAIN}")
     number = {wnid: index for index, wnid in enumerate(wnids)}
     if split == "val":
         table = base / "val" / "val_annotations.txt"
@@ -70,7 +74,7 @@ def _annotations(table: Path) -> dict[Path, str]:
     rows = [line.split("\t") for line in _text(table).splitlines() if line]
     if short := [number for number, row in enumerate(rows, 1) if len(row) < 2]:
         raise DataError(f"{table}: line {short[0]}: expected a file name, a tab and a class; {FETCH_AGAIN}")
-    return {table.parent / "images" / row[0]: row[1] for row in rows}
+    return labels_by_file(table, [(table.parent / "images" / row[0], row[1]) for row in rows])
 
 
 def _names(base: Path, wnids: Sequence[str]) -> list[str]:
@@ -82,6 +86,7 @@ def _names(base: Path, wnids: Sequence[str]) -> list[str]:
 
 
 def _text(path: Path) -> str:
+    lies_there(path)
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:

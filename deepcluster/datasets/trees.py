@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,8 @@ from deepcluster.datasets.decoding import decode_files, strict_pillow
 from deepcluster.datasets.fetch import FETCH_AGAIN
 from deepcluster.datasets.folder import list_images
 from deepcluster.errors import DataError
+
+Label = TypeVar("Label", int, str)
 
 
 def list_tree(root: Path, folder: Path) -> list[str]:
@@ -32,6 +35,15 @@ def check_listed(root: Path, listed: Iterable[str], expected: Iterable[Path], ta
         raise DataError(f"{lacking[0]}: missing ({len(lacking)} of {len(wanted)} images in {table})")
     if surplus := sorted(found - wanted):
         raise DataError(f"{surplus[0]}: not in {table} ({len(surplus)} such files)")
+
+
+def labels_by_file(table: Path, rows: Iterable[tuple[Path, Label]]) -> dict[Path, Label]:
+    """A table's rows as a dict; DataError if it gives a file two labels, of which one would be lost."""
+    labels: dict[Path, Label] = {}
+    for path, label in rows:
+        if labels.setdefault(path, label) != label:
+            raise DataError(f"{table}: lists {path.name} as {labels[path]} and as {label}; {FETCH_AGAIN}")
+    return labels
 
 
 def decode_tree(

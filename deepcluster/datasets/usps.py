@@ -5,12 +5,13 @@ An index that is left out has the value 0, as in every libsvm file. Torchvision 
 """
 
 import bz2
+import itertools
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from deepcluster.datasets.fetch import FETCH_AGAIN, check_split, ensure, keep_inside
+from deepcluster.datasets.fetch import FETCH_AGAIN, check_split, download_file, ensure, keep_inside, lies_there
 from deepcluster.errors import DataError
 
 FILES = {"train": "usps.bz2", "test": "usps.t.bz2"}
@@ -26,7 +27,9 @@ def read_usps(root: Path, split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArra
     check_split("usps", split, FILES)
     path = root / FILES[split]
     remedy = f"put {path.name} into {root}"
-    ensure("usps", root, present=path.is_file, download=lambda: _download(root, split), remedy=lambda: remedy)
+    ensure(
+        "usps", root, present=lambda: lies_there(path), download=lambda: _download(root, split), remedy=lambda: remedy
+    )
     lines = _lines(path)
     values_ND = np.zeros((len(lines), SIDE * SIDE), np.float32)
     targets_N = np.empty(len(lines), np.int64)
@@ -58,12 +61,12 @@ def _parse(line: bytes, values_D: npt.NDArray[np.float32]) -> int:
     if not all(pair.count(b":") == 1 for pair in pairs):
         raise ValueError("expected index:value after the label")
     fields = np.array([pair.split(b":") for pair in pairs], np.bytes_).reshape(-1, 2)
-    index, values = fields[:, 0].astype(np.int64), fields[:, 1].astype(np.float32)
-    if len(index) and (index[0] < 1 or index[-1] > values_D.size or (np.diff(index) < 1).any()):
+    index, values = [int(text) for text in fields[:, 0]], fields[:, 1].astype(np.float32)  # int: of any size
+    if index and (index[0] < 1 or index[-1] > values_D.size or any(b <= a for a, b in itertools.pairwise(index))):
         raise ValueError(f"indices must ascend from 1 to {values_D.size} at most")
     if not (np.abs(values) <= 1).all():
         raise ValueError("values must be -1 to 1")
-    values_D[index - 1] = values
+    values_D[np.array(index, np.int64) - 1] = values
     return int(label) - 1
 
 
@@ -72,4 +75,5 @@ def _download(root: Path, split: str) -> None:
     keep_inside(root, root / FILES[split])
     from torchvision.datasets import USPS
 
-    USPS(root, train=split == "train", download=True)
+    url, file, md5 = USPS.split_list[split]
+    download_file(url, root / file, md5)
