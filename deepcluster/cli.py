@@ -58,6 +58,8 @@ def recipe(
     if name is None and overrides:
         raise UserError("recipe: -S needs the name of a recipe to set keys in")
     if name is None:
+        if not RECIPES.is_dir():
+            raise UserError(f"{RECIPES}: no such folder; run this in the project's folder, the one with dvc.yaml")
         for found, about in recipes().items():
             print(f"{found}: {about}")
         return

@@ -101,7 +101,7 @@ def check_dvc() -> None:
 def _refuse_changed_weights(path: str | None) -> None:
     """RunnerError if the file that `model.weights` names is not what epoch 0 was made of: DVC knows its name only."""
     before = artifacts.checkpoint_params(layout.checkpoint(0))
-    now = artifacts.weights_sha256(Path(path)) if path else None
+    now = artifacts.weights_sha256(Path(path).expanduser()) if path else None
     if now and before.get("weights") == path and now != before.get("weights_sha256"):
         raise RunnerError(
             f"model.weights: {path} has changed since `initialise` read it, which DVC does not see; run "

@@ -41,9 +41,12 @@ def use_recipe(name: str, overrides: Sequence[str] = ()) -> tuple[list[Change], 
         raise ParamsError(f"{name}: no such recipe{nearest(name, known)}; {listed}")
     recipe = RECIPES / f"{name}.yaml"
     text, changes = edited(read_text(recipe), overrides, recipe)
-    if PARAMS_FILE.exists() and read_text(PARAMS_FILE) == text:
-        return changes, None
-    kept = _keep(PARAMS_FILE) if PARAMS_FILE.exists() else None
+    try:
+        if PARAMS_FILE.exists() and PARAMS_FILE.read_bytes() == text.encode():
+            return changes, None
+        kept = _keep(PARAMS_FILE) if PARAMS_FILE.exists() else None
+    except OSError as error:
+        raise ParamsError(f"{PARAMS_FILE}: cannot be read: {error.strerror}") from None
     _write(text)
     return changes, kept
 

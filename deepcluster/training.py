@@ -24,7 +24,6 @@ from deepcluster.pixels import normalise, to_float
 from deepcluster.transfer import to_device
 
 ON_PSEUDO_LABELS = Objective()
-PARTS_NAMED = 20
 LEAST_IMAGES = 32
 
 
@@ -78,19 +77,6 @@ def build_optimizer(parameters: Iterable[nn.Parameter], settings: OptimizerSetti
             )
         case _:
             assert_never(settings.name)
-
-
-def freeze(backbone: nn.Module, parts: Sequence[str]) -> None:
-    """Exclude parts, named as in the state dict ("body.conv1", or one weight), from training.
-
-    UserError for a name that fits no weight.
-    """
-    for part in parts:
-        named = [weight for name, weight in backbone.named_parameters() if f"{name}.".startswith(f"{part}.")]
-        if not named:
-            raise UserError(f"train.freeze: no part {part!r} in this backbone; it has {_parts(backbone)}")
-        for weight in named:
-            weight.requires_grad_(False)
 
 
 def train_epoch(
@@ -203,19 +189,6 @@ def _dropout_from(generator: torch.Generator, device: torch.device) -> Iterator[
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
-
-
-def _parts(backbone: nn.Module) -> str:
-    """Names that `freeze` takes, the largest parts first."""
-    names = (part for name, _ in backbone.named_parameters() for part in _prefixes(name.rpartition(".")[0]))
-    shown = sorted(dict.fromkeys(names), key=lambda name: name.count("."))
-    return ", ".join(shown[:PARTS_NAMED]) + (" and more" if len(shown) > PARTS_NAMED else "")
-
-
-def _prefixes(name: str) -> list[str]:
-    """["a", "a.b"] of "a.b"."""
-    parts = name.split(".")
-    return [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
 
 
 def _refuse_identical(first_NCHW: Tensor, second_NCHW: Tensor) -> None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Epoch = Annotated[int, typer.Option("--epoch", "-e", help="Epoch to compute, from 1.", show_default=False)]
 
+INTERRUPTED = 130
+
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -84,9 +86,11 @@ def run_app(app: typer.Typer) -> None:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; what was published before stays, nothing half-written does", file=sys.stderr)
-        sys.exit(130)
+    except (KeyboardInterrupt, SystemExit) as stop:  # typer makes an exit code of Ctrl-C, without a word
+        if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:
+            raise
+        print("interrupted; what was published before stays, the same command carries on", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 def refuse_epoch(epoch: object) -> None:

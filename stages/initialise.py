@@ -1,6 +1,13 @@
 """initialise: the untrained backbone, epoch 0."""
 
+import copy
+from typing import TYPE_CHECKING
+
 from stages.common import main, open_images, stage
+
+if TYPE_CHECKING:
+    from deepcluster.models.build import Backbone
+    from deepcluster.params import Params
 
 
 def initialise() -> None:
@@ -27,17 +34,29 @@ def initialise() -> None:
         backbone = description.build()
         used = model.model_dump()
         if model.weights is not None:
-            path = Path(model.weights)
+            path = Path(model.weights).expanduser()
             if path.resolve().is_relative_to(layout.EPOCHS.resolve()):
                 raise UserError(f"model.weights: {path} lies in {layout.EPOCHS}, where this run writes; copy it away")
             used["weights_sha256"] = artifacts.weights_sha256(path)
             load_weights(backbone, read_foreign_weights(path, description, backbone), path)
+        _refuse_misfits(params, backbone, images.samples)
         provenance = artifacts.Provenance(images.samples, images.ids, 0, params.seed, used)
         save_checkpoint(layout.checkpoint(0), description, backbone, provenance)
         with artifacts.write_store(layout.clusters(0), "clusters", provenance) as store:
             store.array("labels", np.full(images.samples, -1, np.int32), ("sample",))
         weights = sum(parameter.numel() for parameter in backbone.parameters())
         print(f"{model.arch}: {weights:,} weights, {backbone.feature_dim} features")
+
+
+def _refuse_misfits(params: "Params", backbone: "Backbone", count: int) -> None:
+    """Before the first long stage: what later ones would refuse."""
+    from deepcluster.errors import ParamsError
+    from deepcluster.models.freezing import freeze
+    from deepcluster.params import misfits
+
+    if found := list(misfits(params, images=count, features=backbone.feature_dim)):
+        raise ParamsError("\n".join(found))
+    freeze(copy.deepcopy(backbone), params.train.freeze)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def prepare() -> None:
         with reporting("prepare: decode", "images") as report:
             found = load_dataset(
                 data.name,
-                root=Path(data.root),
+                root=Path(data.root).expanduser(),
                 split=data.split,
                 image_size=data.image_size,
                 grayscale=data.grayscale,

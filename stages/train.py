@@ -35,12 +35,13 @@ def train(epoch: Epoch) -> None:
     from deepcluster.contrastive import Objective
     from deepcluster.errors import UserError
     from deepcluster.images import open_rows
+    from deepcluster.models.freezing import freeze
     from deepcluster.models.heads import trainable
     from deepcluster.progress import counted
     from deepcluster.sampling import uniform_over_clusters
     from deepcluster.schedules import LearningRate
     from deepcluster.seeding import numpy_generator, torch_generator
-    from deepcluster.training import build_optimizer, freeze, train_epoch
+    from deepcluster.training import build_optimizer, train_epoch
 
     with stage("train", epoch) as params:
         images, settings, before = open_images(), params.train, epoch - 1

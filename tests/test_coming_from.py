@@ -1,7 +1,9 @@
 """docs/coming-from.md: no flag of the earlier program is missing, and what it names exists and can be set."""
 
 import re
+import shlex
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from conftest import CHECKOUT
@@ -103,7 +105,8 @@ def test_a_head_that_is_kept_needs_what_the_page_says():
 def test_the_example_uses_real_flags_and_valid_overrides():
     then, now = re.findall(r"```console\n(.+?)```", PAGE, flags=re.DOTALL)
     assert set(re.findall(r"--\w+", then)) <= set(FLAGS)
-    settings = re.findall(r"-S (\S+)", now)
+    words = shlex.split(now.replace("\\\n", " "))
+    settings = [value for option, value in pairwise(words) if option == "-S"]
     assert len(settings) > 20
     _, changes = edited(SHIPPED, settings)
     assert "alexnet" in [change.after for change in changes]

@@ -187,7 +187,7 @@ def test_a_stage_depends_on_all_code_that_decides_its_result(pipeline, stage):
         if file not in reached and not decides_nothing(file):
             reached.add(file)
             waiting += imported(file)
-    schema = {"sections.py", "file.py", "contradictions.py", "edit.py"}
+    schema = {"sections.py", "file.py", "contradictions.py", "edit.py", "fit.py"}
     unlisted = {
         str(file.relative_to(CHECKOUT))
         for file in reached

@@ -22,8 +22,9 @@ from deepcluster.checkpoint import (
 from deepcluster.contrastive import Objective
 from deepcluster.errors import ArtifactError, UserError
 from deepcluster.models.build import Backbone, build_backbone
+from deepcluster.models.freezing import freeze
 from deepcluster.models.heads import build_heads, trainable
-from deepcluster.training import OptimizerSettings, build_optimizer, freeze
+from deepcluster.training import OptimizerSettings, build_optimizer
 
 MOVING = Augmentation(translate=0.2)
 DESCRIPTION = BackboneDescription("convnet", channels=1, image_size=8, sobel=False)

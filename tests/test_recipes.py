@@ -172,9 +172,16 @@ class TestCommand:
         assert not layout.SCHEDULE.exists()
         assert not list(Path().glob("params.before-recipe*"))
 
+    def test_a_folder_in_the_place_of_params(self, outcome, folder):
+        Path("params.yaml").unlink()
+        Path("params.yaml").mkdir()
+        message = "error: params.yaml: cannot be read: Is a directory\n"
+        assert outcome("recipe", "paper-alexnet") == (2, "", message)
+
     def test_no_recipes(self, outcome, folder):
         shutil.rmtree("recipes")
-        assert outcome("recipe") == (0, "", "")
+        message = "recipes: no such folder; run this in the project's folder, the one with dvc.yaml"
+        assert outcome("recipe") == (2, "", f"error: {message}\n")
         assert outcome("recipe", "x")[2] == "error: x: no such recipe; recipes holds none\n"
 
 

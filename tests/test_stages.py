@@ -88,6 +88,18 @@ class TestParams:
 
 
 class TestSettingsThatDoNotFitTheData:
+    def test_the_first_stage_that_can_tell_says_all_of_them(self, refused):
+        set_params(cluster__k=IMAGES + 1, pca__components=IMAGES + 2)
+        assert refused("initialise") == [
+            f"pca.components: must be <= min(N, D) = min({IMAGES}, 256); got {IMAGES + 2}",
+            f"cluster.k: must be <= N = {IMAGES} images; got {IMAGES + 1}",
+        ]
+
+    def test_parts_that_are_not_there(self, refused):
+        set_params(train__freeze=["body.conv1"])
+        (line,) = refused("initialise")
+        assert line.startswith("train.freeze: no part 'body.conv1' in this backbone; it has body, body.0, ")
+
     def test_more_clusters_than_images(self, refused):
         set_params(cluster__k=IMAGES + 1)
         expected = [f"cluster.k: must be <= N = {IMAGES} images; got {IMAGES + 1}"]
@@ -122,9 +134,10 @@ class TestSettingsThatDoNotFitTheData:
         assert line.startswith("DEEPCLUSTER_DEVICE=abacus: not usable here: ")
 
     def test_weights_of_another_architecture(self, refused):
-        set_params(model__arch="resnet18", model__weights="data/epochs/2/checkpoint/model.safetensors")
+        shutil.copyfile("data/epochs/2/checkpoint/model.safetensors", "w.safetensors")
+        set_params(model__arch="resnet18", model__weights="w.safetensors")
         (line,) = refused("initialise")
-        start = "data/epochs/2/checkpoint/model.safetensors: not weights of this backbone: "
+        start = "w.safetensors: not weights of this backbone: "
         assert re.fullmatch(rf"{re.escape(start)}\d+ tensors differ, first \S+: expected .*, got .*", line)
 
     def test_weights_that_are_not_there(self, refused):

@@ -2,6 +2,7 @@
 
 from deepcluster.params.data_defaults import flips, padding
 from deepcluster.params.file import PARAMS_FILE, as_yaml, load_params
+from deepcluster.params.fit import misfits
 from deepcluster.params.sections import (
     Arch,
     Augment,
@@ -28,5 +29,6 @@ __all__ = [
     "as_yaml",
     "flips",
     "load_params",
+    "misfits",
     "padding",
 ]
