@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from deepcluster import artifacts, layout
 from deepcluster.augment import Augmentation, augment, augmentation_of
 from deepcluster.errors import UserError
+from deepcluster.evaluation.settings_used import data_changed, in_words
 from deepcluster.inspection.gallery import sheet_png
 from deepcluster.params import load_params
 from deepcluster.pixels import to_float
@@ -48,6 +49,10 @@ def show_augmentations(images: int, views: int, epoch: int, out: Path) -> None:
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written: {error.strerror}") from None
     print(f"{out}: {len(sheet_RMCHW)} of {store.samples:,} images, each with {views} views")
+    if keys := data_changed(store, params):
+        print(
+            f"of images prepared with other settings ({in_words(keys)}): `deepcluster run prepare` follows params.yaml"
+        )
     print(f"augmentations: {described(augmentation, channels=originals_RCHW.shape[1])}")
 
 

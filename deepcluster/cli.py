@@ -8,8 +8,9 @@ import typer
 from deepcluster import layout
 from deepcluster.errors import UserError
 from deepcluster.export import Format
+from deepcluster.params import load_params
 from stages.cluster import cluster
-from stages.common import Epoch, Overrides, overridable, override, run_app
+from stages.common import Epoch, Overrides, open_images, overridable, override, run_app
 from stages.evaluate import evaluate
 from stages.extract import extract
 from stages.initialise import initialise
@@ -174,6 +175,7 @@ def export(
 def summary() -> None:
     """Print the table of epochs, the final clustering beside the baselines, and where the report is."""
     from deepcluster.evaluation.epochs import read_results
+    from deepcluster.evaluation.settings_used import changed, in_words
     from deepcluster.inspection.tables import baseline_cells, epoch_cells, named_baselines, print_table
 
     rows, metrics = read_results()
@@ -189,6 +191,8 @@ def summary() -> None:
         ours = {"final clustering": metrics["final"], "pseudo-labels, last epoch": last}
         print_table(baseline_cells(ours | named_baselines(metrics["baselines"])))
     print(f"\nClusters: {layout.EVALUATION / 'clusters.csv'}\nReport:   {layout.REPORT}")
+    if keys := changed(open_images(), load_params(), last=len(rows)):
+        print(f"\nMade with other settings than params.yaml has now ({in_words(keys)}); `deepcluster run` follows them")
 
 
 def main() -> None:

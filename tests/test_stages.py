@@ -416,3 +416,38 @@ class TestWarmStart:
         set_params(cluster__k=3)
         warm = self.objective(outcome, 2, warm=True)
         np.testing.assert_array_equal(warm, self.objective(outcome, 2, warm=False))
+
+
+class TestSettingsUsed:
+    """`summary` and `augmentations` say when what they show was made with other settings."""
+
+    def test_nothing_is_said_of_the_run_that_params_describe(self, workspace, outcome):
+        assert "other settings" not in outcome("summary")[1]
+
+    @pytest.mark.parametrize(
+        ("changes", "keys"),
+        [
+            ({"epochs": 3}, "epochs"),
+            ({"model__arch": "resnet18", "data__split": "all"}, "data.split, model.arch"),
+            ({"cluster__collapse__max_drift": 0.5}, "cluster.collapse.max_drift"),
+            ({"train__head__lr": 0.5, "augment__zoom": [0.5, 1.0]}, "train.head.lr, augment.zoom"),
+        ],
+    )
+    def test_summary_names_what_has_changed(self, workspace, outcome, changes, keys):
+        set_params(**changes)
+        status, out, _ = outcome("summary")
+        assert status == 0
+        last = f"Made with other settings than params.yaml has now ({keys}); `deepcluster run` follows them"
+        assert out.splitlines()[-1] == last
+
+    def test_many_are_counted(self, workspace, outcome):
+        set_params(**{f"augment__{key}": 0.5 for key in ("brightness", "contrast", "saturation", "hue")}, cluster__k=3)
+        set_params(augment__rotation=1.0, augment__shear=1.0)
+        assert " and 2 more); " in outcome("summary")[1]
+
+    def test_augmentations_tell_of_other_data(self, workspace, outcome):
+        set_params(data__split="all", augment__flip=True)
+        lines = outcome("augmentations")[1].splitlines()
+        assert lines[1] == (
+            "of images prepared with other settings (data.split): `deepcluster run prepare` follows params.yaml"
+        )
