@@ -76,14 +76,16 @@ class TestSobelFiltered:
 
     horizontal = np.array([[1, 0, -1], [2, 0, -2], [1, 0, -1]])
 
-    @pytest.mark.parametrize("channels", [1, 3])
-    def test_pixels_are_those_of_a_convolution_by_another_library(self, channels):
+    @pytest.mark.parametrize(
+        ("channels", "grayscale", "weights"),
+        [(1, False, [1.0]), (3, False, [1 / 3, 1 / 3, 1 / 3]), (3, True, [0.299, 0.587, 0.114])],
+    )
+    def test_pixels_are_those_of_a_convolution_by_another_library(self, channels, grayscale, weights):
         images = np.random.default_rng(0).integers(0, 256, (700, channels, 6, 5), dtype=np.uint8)
-        front_end, _ = build_front_end(channels=channels, sobel=True, grayscale=False)
+        front_end, _ = build_front_end(channels=channels, sobel=True, grayscale=grayscale)
         found = filtered_pixels(images, front_end)
         assert (found.dtype, found.shape) == (np.float32, (700, 2 * 6 * 5))
-        scaled = images / 255
-        grey = scaled[:, 0] if channels == 1 else np.einsum("nchw,c->nhw", scaled, [0.299, 0.587, 0.114])
+        grey = np.einsum("nchw,c->nhw", images / 255, weights)
         for row in (0, 511, 512, 699):
             for place, kernel in enumerate((self.horizontal, self.horizontal.T)):
                 expected = ndimage.correlate(grey[row], kernel, mode="constant")
