@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING
 from stages.common import Epoch, device, main, open_images, stage
 
 if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from deepcluster import params
+    from deepcluster.artifacts import Store
     from deepcluster.checkpoint import Checkpoint
     from deepcluster.models.heads import Heads
-    from deepcluster.params import Optimizer, Params
+    from deepcluster.params import Params
     from deepcluster.training import OptimizerSettings, StepResult
 
 
@@ -25,23 +29,14 @@ def train(epoch: Epoch) -> None:
 
     from deepcluster import artifacts, layout
     from deepcluster.augment import augmentation_of
-    from deepcluster.checkpoint import (
-        kept_weights,
-        load_checkpoint,
-        optimizer_state,
-        restore_optimizer,
-        save_checkpoint,
-    )
+    from deepcluster.checkpoint import load_checkpoint
     from deepcluster.contrastive import Objective
-    from deepcluster.errors import UserError
     from deepcluster.images import open_rows
-    from deepcluster.models.freezing import freeze
-    from deepcluster.models.heads import trainable
     from deepcluster.progress import counted
     from deepcluster.sampling import uniform_over_clusters
     from deepcluster.schedules import LearningRate
     from deepcluster.seeding import numpy_generator, torch_generator
-    from deepcluster.training import build_optimizer, train_epoch
+    from deepcluster.training import train_epoch
 
     with stage("train", epoch) as params:
         images, settings, before = open_images(), params.train, epoch - 1
@@ -52,17 +47,8 @@ def train(epoch: Epoch) -> None:
         )
         labels_N = clusters.read("labels")
         backbone = checkpoint.backbone.to(device())
-        freeze(backbone, settings.freeze)
-        optimizer = None
-        if weights := trainable(backbone):
-            optimizer = build_optimizer(weights, _optimizer(settings.optimizer))
-            restore_optimizer(optimizer, backbone, checkpoint.optimizer, checkpoint.path)
-        elif settings.contrastive.strategy != "none" and not settings.contrastive.label_weight:
-            raise UserError("train.freeze: leaves nothing to train, as train.contrastive.label_weight is 0")
         heads = _heads(params, checkpoint, epoch, len(clusters.read("sizes"))).to(device())
-        head_optimizer = build_optimizer(heads.parameters(), _optimizer(settings.head))
-        if settings.head.carry_optimizer:
-            restore_optimizer(head_optimizer, heads, checkpoint.head_optimizer, checkpoint.path)
+        optimizer, head_optimizer = _optimizers(params, checkpoint, heads)
         size = max(2, round(settings.epoch_size * images.samples))
         steps = train_epoch(
             backbone,
@@ -85,17 +71,7 @@ def train(epoch: Epoch) -> None:
             compile=settings.compile,
         )
         results = list(counted(steps, f"train@{epoch}", size, "images", lambda step: step.images))
-        used = {"train": settings.model_dump(), "augment": params.augment.model_dump()}
-        provenance = artifacts.Provenance(images.samples, images.ids, epoch, params.seed, used)
-        save_checkpoint(
-            layout.checkpoint(epoch),
-            checkpoint.description,
-            backbone,
-            provenance,
-            optimizer,
-            kept=kept_weights(heads, classifier=not settings.head.reset),
-            head_optimizer=optimizer_state(head_optimizer, heads) if settings.head.carry_optimizer else None,
-        )
+        _publish(params, epoch, images, checkpoint, heads, optimizer, head_optimizer)
         artifacts.write_text(layout.train_steps(epoch), _steps_csv(results))
         summary = _summary(epoch, results)
         artifacts.write_text(layout.train_summary(epoch), json.dumps(summary, indent=2) + "\n")
@@ -118,7 +94,54 @@ def _heads(params: "Params", checkpoint: "Checkpoint", epoch: int, k: int) -> "H
     return heads
 
 
-def _optimizer(section: "Optimizer") -> "OptimizerSettings":
+def _optimizers(params: "Params", checkpoint: "Checkpoint", heads: "Heads") -> "tuple[Optimizer | None, Optimizer]":
+    """The backbone's, over the parts that are not frozen (None if all are), and the heads'; with what is carried on."""
+    from deepcluster.checkpoint import restore_optimizer
+    from deepcluster.errors import UserError
+    from deepcluster.models.freezing import freeze
+    from deepcluster.models.heads import trainable
+    from deepcluster.training import build_optimizer
+
+    settings, backbone, optimizer = params.train, checkpoint.backbone, None
+    freeze(backbone, settings.freeze)
+    if weights := trainable(backbone):
+        optimizer = build_optimizer(weights, _settings(settings.optimizer))
+        restore_optimizer(optimizer, backbone, checkpoint.optimizer, checkpoint.path)
+    elif settings.contrastive.strategy != "none" and not settings.contrastive.label_weight:
+        raise UserError("train.freeze: leaves nothing to train, as train.contrastive.label_weight is 0")
+    head_optimizer = build_optimizer(heads.parameters(), _settings(settings.head))
+    if settings.head.carry_optimizer:
+        restore_optimizer(head_optimizer, heads, checkpoint.head_optimizer, checkpoint.path)
+    return optimizer, head_optimizer
+
+
+def _publish(
+    params: "Params",
+    epoch: int,
+    images: "Store",
+    checkpoint: "Checkpoint",
+    heads: "Heads",
+    optimizer: "Optimizer | None",
+    head_optimizer: "Optimizer",
+) -> None:
+    """The checkpoint: the backbone and what the next epoch goes on with."""
+    from deepcluster import artifacts, layout
+    from deepcluster.checkpoint import kept_weights, optimizer_state, save_checkpoint
+
+    settings = params.train
+    used = {"train": settings.model_dump(), "augment": params.augment.model_dump()}
+    save_checkpoint(
+        layout.checkpoint(epoch),
+        checkpoint.description,
+        checkpoint.backbone,
+        artifacts.Provenance(images.samples, images.ids, epoch, params.seed, used),
+        optimizer,
+        kept=kept_weights(heads, classifier=not settings.head.reset),
+        head_optimizer=optimizer_state(head_optimizer, heads) if settings.head.carry_optimizer else None,
+    )
+
+
+def _settings(section: "params.Optimizer") -> "OptimizerSettings":
     from deepcluster.training import OptimizerSettings
 
     betas = (section.beta1, section.beta2)
