@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from deepcluster.augment import Augmentation
+from deepcluster.augment import Augmentation, augment
+from deepcluster.contrastive import Objective
 from deepcluster.features import extract_features
 from deepcluster.models.build import build_backbone
 from deepcluster.models.heads import build_heads
@@ -56,6 +57,31 @@ def test_training_learns_on_the_gpu():
     losses = [step.loss for step in steps]
     assert losses[0] == pytest.approx(np.log(3), rel=0.2)
     assert losses[-1] < 0.3
+
+
+def test_augmented_images_are_those_of_the_cpu():
+    images = torch.from_numpy(IMAGES[:32].repeat(3, axis=1)).float() / 255
+    strong = Augmentation(
+        crop=True, flip=True, vertical_flip=True, rotation=20, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1
+    )
+    drawn = [
+        augment(images.to(device), strong, *(torch.Generator().manual_seed(seed) for seed in (1, 2))).cpu()
+        for device in ("cpu", "cuda")
+    ]
+    torch.testing.assert_close(drawn[1], drawn[0], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("strategy", ["pseudo_labels", "two_views"])
+def test_a_second_loss_is_that_of_the_cpu(strategy):
+    labels = torch.arange(16) % 3
+    rows = 32 if strategy == "two_views" else 16
+    logits, features = (torch.randn(rows, width, generator=torch.Generator().manual_seed(0)) for width in (3, 8))
+    on_cpu, on_gpu = (
+        Objective(strategy=strategy).terms(*(tensor.to(device) for tensor in (logits, features, labels)))
+        for device in ("cpu", "cuda")
+    )
+    assert on_gpu.total.item() == pytest.approx(on_cpu.total.item(), rel=1e-4)
+    assert on_gpu.contrastive.item() == pytest.approx(on_cpu.contrastive.item(), rel=1e-4)
 
 
 def test_k_means_on_the_gpu_reaches_the_objective_of_the_cpu():
