@@ -21,7 +21,7 @@ def make_directions(each=40):
 def test_features_are_clustered_by_direction():
     features, targets = make_directions()
     assert score(final_clusters(features, k=3, seed=0).labels_N, targets) == {"nmi": 1.0, "ari": 1.0, "accuracy": 1.0}
-    plain = kmeans(features, k=3, backend="faiss", restarts=10, seed=0)
+    plain = kmeans(features, k=3, backend="faiss", init="k-means++", restarts=20, seed=0)
     assert score(plain.labels_N, targets)["nmi"] < 0.7
 
 
@@ -34,6 +34,15 @@ def test_features_are_neither_centred_nor_whitened():
     for cluster in range(5):
         mean = unit[found.labels_N == cluster].mean(axis=0)
         np.testing.assert_allclose(found.centroids_Kd[cluster], mean, atol=1e-5)
+
+
+def test_every_group_is_found_where_random_starts_miss_some():
+    rng = np.random.default_rng(4)
+    targets = np.repeat(np.arange(40), 15)
+    features = (np.eye(40)[targets] + rng.normal(size=(600, 40)) * 0.003).astype(np.float32)
+    assert score(final_clusters(features, k=40, seed=0, restarts=3).labels_N, targets)["accuracy"] == 1
+    random = kmeans(features, k=40, backend="faiss", restarts=3, seed=0)
+    assert score(random.labels_N, targets)["accuracy"] < 1
 
 
 def test_rows_of_zeros_are_clustered_too():

@@ -211,7 +211,7 @@ class Evaluate(Section):
     """What is reported of the last backbone: see `deepcluster.evaluation`."""
 
     k: Annotated[int, Field(ge=2)] | None = None
-    restarts: Count = 10
+    restarts: Count = 20
     gallery: Annotated[int, Field(ge=1, le=100)] = 10
 
 
