@@ -83,12 +83,14 @@ def plan(
     Growing keeps every epoch that exists; shrinking and growing back computes no epoch again.
     """
     from deepcluster.plan import plan as write_plan
-    from deepcluster.plan import refuse_epochs
+    from deepcluster.plan import rate_ends_elsewhere, refuse_epochs
 
     refuse_epochs(epochs)
     override(overrides, plans=True)
     before, now = write_plan(epochs)
     print(f"{layout.SCHEDULE}: {now} epochs" + (f" (were {before})" if before not in (0, now) else ""))
+    if note := rate_ends_elsewhere(load_params()):
+        print(note)
 
 
 @app.command()
@@ -103,10 +105,13 @@ def run(
     Writes the schedule first. DVC decides what is stale; dvc.lock, cache and artifacts end as after `dvc repro`.
     """
     from deepcluster.plan import plan as write_plan
+    from deepcluster.plan import rate_ends_elsewhere
     from deepcluster.runner import run as run_pipeline
 
     override(overrides, plans=True)
     write_plan()
+    if note := rate_ends_elsewhere(load_params()):
+        print(note)
     count = run_pipeline(targets or [])
     print(f"{count} stages ran" if count else "everything is up to date")
 

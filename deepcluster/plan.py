@@ -7,7 +7,7 @@ from ruamel.yaml.error import YAMLError
 
 from deepcluster import artifacts, layout
 from deepcluster.errors import ParamsError, ScheduleError
-from deepcluster.params import load_params
+from deepcluster.params import Params, load_params
 from deepcluster.settings import set_params
 
 HEADER = """\
@@ -36,6 +36,17 @@ def check_schedule(epochs: int, path: Path = layout.SCHEDULE) -> None:
         raise ScheduleError(
             f"params.yaml asks for {epochs} epochs, {path} unrolls {len(found)}; run `deepcluster plan`, then go on"
         )
+
+
+def rate_ends_elsewhere(params: Params) -> str | None:
+    """A sentence where a cosine of the learning rate ends in another epoch than the run does, or None."""
+    schedule = params.train.schedule
+    if schedule.name != "cosine" or schedule.epochs in (None, params.epochs):
+        return None
+    return (
+        f"note: the learning rate's cosine ends after {schedule.epochs} epochs (train.schedule.epochs), the run after "
+        f"{params.epochs}; another length trains every epoch anew"
+    )
 
 
 def refuse_epochs(epochs: int | None) -> None:

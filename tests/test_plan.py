@@ -7,7 +7,8 @@ from ruamel.yaml import YAML
 
 from deepcluster import layout
 from deepcluster.errors import ParamsError, ScheduleError
-from deepcluster.plan import check_schedule, plan, scheduled_epochs
+from deepcluster.params import Params
+from deepcluster.plan import check_schedule, plan, rate_ends_elsewhere, scheduled_epochs
 
 PARAMS = """\
 # settings
@@ -132,3 +133,21 @@ def test_what_is_no_schedule_is_refused_and_planning_mends_it(text):
         check_schedule(3)
     assert plan() == (0, 3)
     check_schedule(3)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "epochs", "note"),
+    [
+        ({"name": "cosine", "epochs": 20}, 30, True),
+        ({"name": "cosine", "epochs": 20}, 5, True),
+        ({"name": "cosine", "epochs": 20}, 20, False),
+        ({"name": "constant", "epochs": 20}, 30, False),
+    ],
+)
+def test_a_cosine_that_ends_in_another_epoch_is_pointed_out(schedule, epochs, note):
+    params = Params.model_validate({"epochs": epochs, "train": {"schedule": schedule}})
+    expected = (
+        f"note: the learning rate's cosine ends after 20 epochs (train.schedule.epochs), the run after {epochs}; "
+        "another length trains every epoch anew"
+    )
+    assert rate_ends_elsewhere(params) == (expected if note else None)
