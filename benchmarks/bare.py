@@ -5,6 +5,7 @@ The same calls with the same seeds as the stages make, so it ends with the same 
 
 import hashlib
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from deepcluster.models.heads import build_heads
 from deepcluster.params import Params, load_params
 from deepcluster.reduction.pca import fit_transform
 from deepcluster.sampling import uniform_over_clusters
+from deepcluster.schedules import LearningRate
 from deepcluster.seeding import derive_seed, numpy_generator, seed_torch, torch_generator
 from deepcluster.training import OptimizerSettings, build_optimizer, train_epoch
 
@@ -97,6 +99,7 @@ def _train(params: Params, images: Dataset, backbone: Backbone, optimizer: Any, 
         generator=torch_generator(params.seed, "augment", epoch),
         device=CPU,
         precision=settings.precision,
+        lr_factor=partial(LearningRate(**settings.schedule.model_dump()).in_step, epoch),
     )
     for _ in steps:
         pass

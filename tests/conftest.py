@@ -33,6 +33,7 @@ TINY = {
     "cluster.k": 4,
     "train.batch_size": 16,
     "train.epoch_size": 1.0,
+    "train.schedule.name": "constant",
     "evaluate.restarts": 1,
 }
 EPOCH_STAGES = ("extract", "pca", "cluster", "train")

@@ -23,7 +23,9 @@ from deepcluster.settings import set_params
 
 SHIPPED = (CHECKOUT / "params.yaml").read_text(encoding="utf-8")
 # what other keys need, so that each key can take every value that it can have
-LENIENT, _ = edited(SHIPPED, ["cluster.match_labels=true", "train.schedule.epochs=1000"])
+LENIENT, _ = edited(
+    SHIPPED, ["cluster.match_labels=true", "train.schedule.epochs=1000", "train.schedule.name=constant"]
+)
 
 
 def lines(error: pytest.ExceptionInfo[ParamsError]) -> list[str]:
@@ -356,9 +358,11 @@ class TestCommands:
         status, out, _ = outcome("plan", "-S", "epochs=5", "--set", "cluster.k=9")
         assert status == 0
         assert out.splitlines() == [
-            "params.yaml: epochs: 12 -> 5",
+            "params.yaml: epochs: 20 -> 5",
             "params.yaml: cluster.k: 30 -> 9",
             "stages/schedule.yaml: 5 epochs",
+            "note: the learning rate's cosine ends after 20 epochs (train.schedule.epochs), the run after 5; another "
+            "length trains every epoch anew",
         ]
         assert scheduled_epochs() == [1, 2, 3, 4, 5]
         assert load_params().cluster.k == 9
@@ -366,8 +370,8 @@ class TestCommands:
     def test_set_says_when_the_schedule_no_longer_fits(self, outcome):
         outcome("plan")
         hint = "stages/schedule.yaml unrolls another number of epochs: run `deepcluster plan` before `dvc repro`"
-        assert outcome("set", "epochs=5")[1].splitlines() == ["params.yaml: epochs: 12 -> 5", hint]
-        assert outcome("set", "epochs=12")[1].splitlines() == ["params.yaml: epochs: 5 -> 12"]
+        assert outcome("set", "epochs=5")[1].splitlines() == ["params.yaml: epochs: 20 -> 5", hint]
+        assert outcome("set", "epochs=20")[1].splitlines() == ["params.yaml: epochs: 5 -> 20"]
 
     def test_a_stage_works_with_what_it_is_told_under_either_name(self, outcome):
         status, out, err = outcome("prepare", "-S", "data.image_size=16")

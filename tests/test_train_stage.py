@@ -175,7 +175,7 @@ def test_a_frozen_backbone_trains_its_head_alone_and_has_no_optimizer(trained):
     ],
 )
 def test_the_schedule_reaches_the_optimizers(trained, schedule, rates):
-    trained(1, **{f"train__schedule__{key}": value for key, value in schedule.items()})
+    trained(1, train__schedule__floor=0.0, **{f"train__schedule__{key}": value for key, value in schedule.items()})
     assert [float(row["lr"]) for row in steps(1)] == pytest.approx(rates)
 
 
