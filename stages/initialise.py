@@ -1,6 +1,5 @@
 """initialise: the untrained backbone, epoch 0."""
 
-import copy
 from typing import TYPE_CHECKING
 
 from stages.common import main, open_images, stage
@@ -51,12 +50,12 @@ def initialise() -> None:
 def _refuse_misfits(params: "Params", backbone: "Backbone", count: int) -> None:
     """Before the first long stage: what later ones would refuse."""
     from deepcluster.errors import ParamsError
-    from deepcluster.models.freezing import freeze
+    from deepcluster.models.freezing import weights_of_parts
     from deepcluster.params import misfits
 
     if found := list(misfits(params, images=count, features=backbone.feature_dim)):
         raise ParamsError("\n".join(found))
-    freeze(copy.deepcopy(backbone), params.train.freeze)
+    weights_of_parts(backbone, params.train.freeze)
 
 
 if __name__ == "__main__":

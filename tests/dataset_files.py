@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deepcluster.datasets import Dataset, load_dataset
+from deepcluster.errors import DataError
+
 IDX_NAMES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
@@ -27,6 +30,19 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
+
+
+def load(name: str, root: Path, split: str, image_size: int | None = None, *, grayscale: bool = False) -> Dataset:
+    """`load_dataset` with the arguments that most tests give."""
+    return load_dataset(name, root=root, split=split, image_size=image_size, grayscale=grayscale)
+
+
+def message(name: str, root: Path, split: str) -> str:
+    """The one line that loading is refused with."""
+    with pytest.raises(DataError) as caught:
+        load(name, root, split)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:

@@ -6,28 +6,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_files import IDX_NAMES, REFUSED, cifar_batch, noise, offline, write, write_idx, write_stl10, write_usps
+from dataset_files import (
+    IDX_NAMES,
+    REFUSED,
+    cifar_batch,
+    load,
+    message,
+    noise,
+    offline,
+    write,
+    write_idx,
+    write_stl10,
+    write_usps,
+)
 from PIL import Image
 
 from deepcluster import memory
-from deepcluster.datasets import Dataset, load_dataset, resizing
-from deepcluster.errors import DataError, ResourceError
+from deepcluster.datasets import Dataset, resizing
+from deepcluster.errors import ResourceError
 
 __all__ = ["offline"]
 pytestmark = pytest.mark.usefixtures("offline")
 CIFAR = "cifar-10-batches-py"
 KIN = [("fashionmnist", "FashionMNIST"), ("kmnist", "KMNIST")]
-
-
-def load(name: str, root: Path, split: str, image_size: int | None = None, *, grayscale: bool = False) -> Dataset:
-    return load_dataset(name, root=root, split=split, image_size=image_size, grayscale=grayscale)
-
-
-def message(name: str, root: Path, split: str) -> str:
-    with pytest.raises(DataError) as caught:
-        load(name, root, split)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def hwc(data: Dataset) -> np.ndarray:

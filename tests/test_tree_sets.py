@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from dataset_files import (
     REFUSED,
+    load,
+    message,
     noise,
     offline,
     ppm,
@@ -17,26 +19,13 @@ from dataset_files import (
 )
 from PIL import Image
 
-from deepcluster.datasets import Dataset, load_dataset
 from deepcluster.datasets.gtsrb import CLASS_NAMES
-from deepcluster.errors import DataError
 
 __all__ = ["offline"]
 pytestmark = pytest.mark.usefixtures("offline")
 SIGNS = {0: [noise(20, 30, 3, seed=1), noise(16, 15, 3, seed=2)], 7: [noise(40, 40, 3, seed=3)]}
 TRAINING = "gtsrb/GTSRB/Training"
 WNIDS = ("n02124075", "n01443537", "n04067472")  # not sorted
-
-
-def load(name: str, root: Path, split: str, image_size: int | None = None, *, grayscale: bool = False) -> Dataset:
-    return load_dataset(name, root=root, split=split, image_size=image_size, grayscale=grayscale)
-
-
-def message(name: str, root: Path, split: str) -> str:
-    with pytest.raises(DataError) as caught:
-        load(name, root, split)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def signs() -> dict[int, list[np.ndarray]]:

@@ -14,12 +14,19 @@ def freeze(backbone: nn.Module, parts: Sequence[str]) -> None:
 
     UserError for a name that fits no weight.
     """
+    for weight in weights_of_parts(backbone, parts):
+        weight.requires_grad_(False)
+
+
+def weights_of_parts(backbone: nn.Module, parts: Sequence[str]) -> list[nn.Parameter]:
+    """The weights of parts, as `freeze` names them; the same UserError."""
+    found = []
     for part in parts:
         named = [weight for name, weight in backbone.named_parameters() if f"{name}.".startswith(f"{part}.")]
         if not named:
             raise UserError(f"train.freeze: no part {part!r} in this backbone; it has {_parts(backbone)}")
-        for weight in named:
-            weight.requires_grad_(False)
+        found += named
+    return found
 
 
 def _parts(backbone: nn.Module) -> str:
