@@ -1,11 +1,11 @@
 """`deepcluster run`: one process, and everything as after `dvc repro`."""
 
 import csv
-import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 
 import pytest
 from conftest import edit_params
@@ -132,22 +132,35 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
+def run_with(project, stage, action):
+    """`deepcluster run` in which a stage first does `action`, a line of Python: nothing depends on the clock."""
+    script = (
+        "import os, shutil, signal, sys, threading\n"
+        "from deepcluster import runner\n"
+        f"original = runner.STAGES['stages.{stage}']\n"
+        "def acting(**arguments):\n"
+        f"    {action}\n"
+        "    original(**arguments)\n"
+        f"runner.STAGES['stages.{stage}'] = acting\n"
+        "sys.argv = ['deepcluster', 'run']\n"
+        "from deepcluster.cli import main\n"
+        "main()\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", script], cwd=project.root, env=project.environment, capture_output=True, text=True,
+        start_new_session=True, timeout=300,
+    )  # fmt: skip
+
+
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_is_carried_on_by_either_command(fresh, finished, how):
-    process = subprocess.Popen(
-        ["deepcluster", "run"], cwd=fresh.root, env=fresh.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, start_new_session=True,
-    )  # fmt: skip
-    for line in process.stdout:
-        if "cluster@1" in line:
-            break
-    os.killpg(process.pid, how)
-    _, errors = process.communicate(timeout=60)
+    soon = f"threading.Timer(0.05, os.kill, (os.getpid(), {int(how)})).start()"
+    process = run_with(fresh, "cluster", soon)
     assert process.returncode == (130 if how == signal.SIGINT else -how)
-    assert "Traceback" not in errors
+    assert "Traceback" not in process.stderr
     if how == signal.SIGINT:
-        assert errors.endswith("interrupted; what was published before stays, the same command carries on\n")
+        assert process.stderr.endswith("interrupted; what was published before stays, the same command carries on\n")
     again = fresh.run("deepcluster", "run") if how == signal.SIGINT else fresh.dvc("repro")
     assert "prepare" not in ran_in_process(again)
     assert fresh.digests() == finished.digests()
@@ -155,21 +168,13 @@ def test_an_interrupted_run_is_carried_on_by_either_command(fresh, finished, how
 
 
 def test_params_that_change_meanwhile_are_refused(fresh):
-    process = subprocess.Popen(
-        ["deepcluster", "run"], cwd=fresh.root, env=fresh.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
-    for line in process.stdout:
-        if "extract@1" in line:
-            changed = fresh.root / "params.new"
-            shutil.copyfile(fresh.root / "params.yaml", changed)
-            edit_params(changed, {"cluster.k": 3})
-            changed.replace(fresh.root / "params.yaml")  # at once, as editors do
-            break
-    _, errors = process.communicate(timeout=120)
+    changed = fresh.root / "params.new"
+    shutil.copyfile(fresh.root / "params.yaml", changed)
+    edit_params(changed, {"cluster.k": 3})
+    process = run_with(fresh, "extract", "os.replace('params.new', 'params.yaml')")  # at once, as editors do
     assert process.returncode == 2
-    assert "error: params.yaml changed during the run; finished stages are kept: start it again" in errors
-    assert "cluster@1" not in locked(fresh).get("stages", {})
+    assert "error: params.yaml changed during the run; finished stages are kept: start it again" in process.stderr
+    assert set(locked(fresh)["stages"]) == {"prepare", "initialise", "extract@1"}
 
 
 def test_a_run_beside_another_one_is_refused_or_waits(fresh):
