@@ -56,7 +56,8 @@ class OptimizerState:
 class Checkpoint:
     """A backbone with its weights, what was kept of the heads, and the states of both optimizers.
 
-    Optimizer states are empty before training and where nothing was kept; so are `heads` (weights by name).
+    Optimizer states are empty before training and where nothing was kept; so are `heads` (weights by name) and
+    `average` (weights of the backbone, averaged over steps, by name).
     """
 
     path: Path
@@ -65,6 +66,7 @@ class Checkpoint:
     optimizer: OptimizerState
     heads: dict[str, artifacts.Array]
     head_optimizer: OptimizerState
+    average: dict[str, artifacts.Array]
 
 
 def save_checkpoint(
@@ -75,8 +77,12 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer | None = None,
     kept: dict[str, torch.Tensor] | None = None,
     head_optimizer: OptimizerState | None = None,
+    average: nn.Module | None = None,
 ) -> None:
-    """Publish a checkpoint folder; see `artifacts.write_checkpoint`. `kept`: the heads' weights to go on with."""
+    """Publish a checkpoint folder; see `artifacts.write_checkpoint`.
+
+    kept: the heads' weights to go on with. average: a backbone with the averaged weights.
+    """
     own = optimizer_state(optimizer, backbone)
     weights = {f"{WEIGHTS}{name}": array for name, array in _arrays(kept or {}).items()}
     state = {f"{OPTIMIZER}{name}": array for name, array in (head_optimizer.tensors if head_optimizer else {}).items()}
@@ -84,6 +90,7 @@ def save_checkpoint(
         weights=weights_of(backbone),
         optimizer=own.tensors,
         heads=weights | state,
+        average={} if average is None else weights_of(average),
         description={
             "backbone": vars(description),
             "feature_dim": backbone.feature_dim,
@@ -94,15 +101,18 @@ def save_checkpoint(
     artifacts.write_checkpoint(target, files, provenance)
 
 
-def load_checkpoint(path: Path, *, made_by: str, ids: str | None, epoch: int) -> Checkpoint:
-    """The checkpoint at `path`; ArtifactError if it is missing, damaged or belongs elsewhere."""
+def load_checkpoint(path: Path, *, made_by: str, ids: str | None, epoch: int, to_train: bool = False) -> Checkpoint:
+    """The checkpoint at `path`; ArtifactError if it is missing, damaged or belongs elsewhere.
+
+    Its backbone has the averaged weights, where there are any; `to_train`, those that training goes on with.
+    """
     files = artifacts.read_checkpoint(path, made_by=made_by, ids=ids, epoch=epoch)
     try:
         description = BackboneDescription(**files.description["backbone"])
         backbone = description.build()
     except (KeyError, TypeError) as error:
         raise artifacts.damaged(path, f"description: {error}") from error
-    load_weights(backbone, files.weights, path)
+    load_weights(backbone, files.weights if to_train or not files.average else files.average, path)
     return Checkpoint(
         path,
         description,
@@ -110,6 +120,7 @@ def load_checkpoint(path: Path, *, made_by: str, ids: str | None, epoch: int) ->
         OptimizerState(files.optimizer, files.description.get("optimizer")),
         _named(files.heads, WEIGHTS),
         OptimizerState(_named(files.heads, OPTIMIZER), files.description.get("head_optimizer")),
+        files.average,
     )
 
 

@@ -97,6 +97,7 @@ def train_epoch(
     colour_generator: torch.Generator | None = None,
     objective: Objective = ON_PSEUDO_LABELS,
     lr_factor: Callable[[int, int], float] = lambda step, steps: 1.0,
+    unscheduled: Sequence[torch.optim.Optimizer] = (),
     clip_norm: float | None = None,
     compile: bool = False,
 ) -> Iterator[StepResult]:
@@ -104,15 +105,16 @@ def train_epoch(
 
     `images` is uint8 [N, C, H, W], the generators are CPU ones: augmentation (see `augment`) and dropout depend on them
     alone. The views of an image are augmented from its pixels, then normalised once. `lr_factor(step, steps)` times its
-    own learning rate is what each optimizer takes; the first one's is reported. `clip_norm`: largest norm of all
-    gradients together. Weights and their optimizers' state are left in channels_last memory format. `compile`: see
-    `models.build.compiled`.
+    own learning rate is what each optimizer takes, but for those also in `unscheduled`, which keep theirs; the first
+    one's is reported. `clip_norm`: largest norm of all gradients together. Weights and their optimizers' state are left
+    in channels_last memory format. `compile`: see `models.build.compiled`.
     NumericsError when a loss is not finite, before that step changes any weight. UserError for two views that are one.
     """
     backbone.to(device).to(memory_format=torch.channels_last).train()
     heads.to(device).train()
     _keep_frozen_still(backbone)
-    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    scheduled = [optimizer for optimizer in optimizers if all(optimizer is not other for other in unscheduled)]
+    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in scheduled]
     for optimizer in optimizers:
         _lay_out_as_weights(optimizer)
     forward = compiled(backbone, compile)
@@ -132,10 +134,28 @@ def train_epoch(
             raise NumericsError(
                 f"loss is {measured[0]} at step {step}: lower train.optimizer.lr or set train.precision to fp32"
             )
-        _set_rates(optimizers, rates, lr_factor(step, len(cut)))
+        _set_rates(scheduled, rates, lr_factor(step, len(cut)))
         lr = optimizers[0].param_groups[0]["lr"]
         _update(terms.total, optimizers, clip_norm)
         yield StepResult(step, len(labels_B), *measured, lr)
+
+
+def averaged(
+    steps: Iterable[StepResult], backbone: Backbone, average: Backbone, *, decay: float
+) -> Iterator[StepResult]:
+    """Passes the steps on; after each, average = decay x average + (1 - decay) x backbone, in place.
+
+    Weights and batch norm's statistics are averaged, counts are copied (the teacher of Tarvainen and Valpola 2017,
+    equation 3).
+    """
+    for step in steps:
+        with torch.no_grad():
+            for kept, now in zip(average.state_dict().values(), backbone.state_dict().values(), strict=True):
+                if kept.is_floating_point():
+                    kept.lerp_(now, 1 - decay)
+                else:
+                    kept.copy_(now)
+        yield step
 
 
 def uploaded(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from deepcluster import params
     from deepcluster.artifacts import Store
     from deepcluster.checkpoint import Checkpoint
+    from deepcluster.models.build import Backbone
     from deepcluster.models.heads import Heads
     from deepcluster.params import Params
     from deepcluster.training import OptimizerSettings, StepResult
@@ -33,29 +34,33 @@ def train(epoch: Epoch) -> None:
     from deepcluster.contrastive import Objective
     from deepcluster.images import open_rows
     from deepcluster.progress import counted
-    from deepcluster.sampling import uniform_over_clusters
+    from deepcluster.sampling import nearest_of_each, uniform_over_clusters
     from deepcluster.schedules import LearningRate
     from deepcluster.seeding import numpy_generator, torch_generator
-    from deepcluster.training import train_epoch
+    from deepcluster.training import averaged, train_epoch
 
     with stage("train", epoch) as params:
         images, settings, before = open_images(), params.train, epoch - 1
         made_by = layout.made_by_checkpoint(before)
-        checkpoint = load_checkpoint(layout.checkpoint(before), made_by=made_by, ids=images.ids, epoch=before)
+        checkpoint = load_checkpoint(
+            layout.checkpoint(before), made_by=made_by, ids=images.ids, epoch=before, to_train=True
+        )
         clusters = artifacts.open_store(
             layout.clusters(epoch), "clusters", made_by=f"cluster@{epoch}", ids=images.ids, epoch=epoch
         )
         labels_N = clusters.read("labels")
-        backbone = checkpoint.backbone.to(device())
+        backbone, average = checkpoint.backbone.to(device()), None
         heads = _heads(params, checkpoint, epoch, len(clusters.read("sizes"))).to(device())
         optimizer, head_optimizer = _optimizers(params, checkpoint, heads)
         size = max(2, round(settings.epoch_size * images.samples))
+        kept_N = nearest_of_each(labels_N, clusters.read("distances"), share=settings.keep)
+        rng = numpy_generator(params.seed, "sampler", epoch)
         steps = train_epoch(
             backbone,
             heads,
             open_rows(images),
             labels_N,
-            indices=uniform_over_clusters(labels_N, size=size, rng=numpy_generator(params.seed, "sampler", epoch)),
+            indices=uniform_over_clusters(labels_N, size=size, rng=rng, among_N=kept_N),
             batch_size=settings.batch_size,
             augmentation=augmentation_of(params.augment, images.attributes["params"]["name"]),
             mean=images.attributes["mean"],
@@ -66,12 +71,16 @@ def train(epoch: Epoch) -> None:
             device=device(),
             precision=settings.precision,
             objective=Objective(settings.loss, **settings.contrastive.model_dump(exclude={"projection"})),
-            lr_factor=partial(LearningRate(**settings.schedule.model_dump()).in_step, epoch),
+            lr_factor=partial(LearningRate(**settings.schedule.model_dump(exclude={"head"})).in_step, epoch),
+            unscheduled=[] if settings.schedule.head else [head_optimizer],
             clip_norm=settings.clip_norm,
             compile=settings.compile,
         )
+        if settings.average is not None:
+            average = _average(checkpoint).to(device())
+            steps = averaged(steps, backbone, average, decay=settings.average)
         results = list(counted(steps, f"train@{epoch}", size, "images", lambda step: step.images))
-        _publish(params, epoch, images, checkpoint, heads, optimizer, head_optimizer)
+        _publish(params, epoch, images, checkpoint, heads, optimizer, head_optimizer, average)
         artifacts.write_text(layout.train_steps(epoch), _steps_csv(results))
         summary = _summary(epoch, results)
         artifacts.write_text(layout.train_summary(epoch), json.dumps(summary, indent=2) + "\n")
@@ -115,6 +124,18 @@ def _optimizers(params: "Params", checkpoint: "Checkpoint", heads: "Heads") -> "
     return optimizer, head_optimizer
 
 
+def _average(checkpoint: "Checkpoint") -> "Backbone":
+    """The averaged backbone to go on with; where there is none, one that starts from the weights."""
+    from copy import deepcopy
+
+    from deepcluster.checkpoint import load_weights
+
+    average = deepcopy(checkpoint.backbone)
+    if checkpoint.average:
+        load_weights(average, checkpoint.average, checkpoint.path)
+    return average
+
+
 def _publish(
     params: "Params",
     epoch: int,
@@ -123,6 +144,7 @@ def _publish(
     heads: "Heads",
     optimizer: "Optimizer | None",
     head_optimizer: "Optimizer",
+    average: "Backbone | None",
 ) -> None:
     """The checkpoint: the backbone and what the next epoch goes on with."""
     from deepcluster import artifacts, layout
@@ -138,6 +160,7 @@ def _publish(
         optimizer,
         kept=kept_weights(heads, classifier=not settings.head.reset),
         head_optimizer=optimizer_state(head_optimizer, heads) if settings.head.carry_optimizer else None,
+        average=average,
     )
 
 

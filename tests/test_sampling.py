@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepcluster.sampling import uniform_over_clusters
+from deepcluster.sampling import nearest_of_each, uniform_over_clusters
 
 SIZES = (1, 3, 10, 50, 200, 1000)
 
@@ -89,3 +89,28 @@ def test_size_is_exact_and_shares_differ_by_one_at_most(labels, size, seed):
 def test_no_labels_or_negative_ones_are_refused(labels_N):
     with pytest.raises(ValueError, match="labels must be a non-empty array \\[N\\] of cluster numbers from 0"):
         uniform_over_clusters(labels_N, size=4, rng=np.random.default_rng(0))
+
+
+def test_the_nearest_of_each_cluster_by_hand():
+    labels_N = np.array([0, 1, 0, 0, 1, 2, 0], np.int32)
+    distances_N = np.array([4, 1, 1, 3, 0, 9, 3], np.float32)
+    # cluster 0 holds images 2, 3, 6, 0 by distance, cluster 1 holds 4, 1
+    assert np.flatnonzero(nearest_of_each(labels_N, distances_N, share=0.5)).tolist() == [2, 3, 4, 5]
+    assert np.flatnonzero(nearest_of_each(labels_N, distances_N, share=0.51)).tolist() == [1, 2, 3, 4, 5, 6]
+    assert np.flatnonzero(nearest_of_each(labels_N, distances_N, share=0.01)).tolist() == [2, 4, 5]
+    assert nearest_of_each(labels_N, distances_N, share=1.0).all()
+
+
+def test_only_images_among_the_given_are_drawn_and_all_of_them_is_the_same_as_none_given():
+    labels_N = shuffled_labels()
+    among_N = np.arange(len(labels_N)) % 2 == 0
+    drawn = uniform_over_clusters(labels_N, size=5000, rng=np.random.default_rng(5), among_N=among_N)
+    assert (drawn % 2 == 0).all()
+    possible = np.unique(labels_N[among_N])
+    shares = np.bincount(labels_N[drawn])[possible]
+    assert shares.max() - shares.min() <= 1
+    one, other = (
+        uniform_over_clusters(labels_N, size=500, rng=np.random.default_rng(6), among_N=among)
+        for among in (None, np.ones(len(labels_N), dtype=bool))
+    )
+    assert (one == other).all()

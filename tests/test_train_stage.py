@@ -11,6 +11,8 @@ from conftest import edit_params
 from safetensors.numpy import load_file
 
 from deepcluster import layout, training
+from deepcluster.artifacts import open_store
+from deepcluster.checkpoint import load_checkpoint
 
 CONSTANT = ["0.05", "0.05", "0.05"]
 
@@ -182,6 +184,67 @@ def test_the_schedule_reaches_the_optimizers(trained, schedule, rates):
 def test_the_step_schedule_counts_epochs_from_the_first(trained):
     trained(1, 2, train__schedule__name="step", train__schedule__every=1)
     assert [float(row["lr"]) for row in steps(2)] == pytest.approx([0.005] * 3)
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_the_rate_of_the_head_follows_the_schedule_or_stays(trained, monkeypatch, follows):
+    rates = []
+    update = training._update
+
+    def observed(loss, optimizers, clip_norm):
+        rates.append([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
+        update(loss, optimizers, clip_norm)
+
+    monkeypatch.setattr(training, "_update", observed)
+    trained(1, train__schedule__warmup=1.0, train__schedule__name="constant", train__schedule__head=follows)
+    rising = [0.05 * part / 6 for part in (1, 3, 5)]
+    assert [backbone for backbone, _ in rates] == pytest.approx(rising)
+    assert [head for _, head in rates] == pytest.approx(rising if follows else [0.05] * 3)
+
+
+def test_training_draws_from_the_nearest_of_each_cluster_only(trained, monkeypatch):
+    drawn = []
+    train_epoch = training.train_epoch
+
+    def observed(*arguments, indices, **settings):
+        drawn.append(indices)
+        return train_epoch(*arguments, indices=indices, **settings)
+
+    monkeypatch.setattr(training, "train_epoch", observed)
+    trained(1, train__keep=0.5, train__epoch_size=10.0)
+    clusters = open_store(layout.clusters(1), "clusters", made_by="test")
+    labels_N, distances_N = clusters.read("labels"), clusters.read("distances")
+    for label in np.unique(labels_N):
+        members = np.flatnonzero(labels_N == label)
+        nearest = members[np.argsort(distances_N[members], kind="stable")][: -(-len(members) // 2)]
+        assert set(drawn[0][labels_N[drawn[0]] == label]) == set(nearest)
+
+
+def test_averaged_weights_are_the_formula_and_pass_on_and_are_what_is_extracted(trained, monkeypatch):
+    seen = []
+    update = training._update
+
+    def observed(loss, optimizers, clip_norm):
+        update(loss, optimizers, clip_norm)
+        weight = optimizers[0].param_groups[0]["params"][0]
+        seen.append(weight.detach().double().numpy().copy())
+
+    monkeypatch.setattr(training, "_update", observed)
+    trained(1, 2, train__average=0.75)
+    (name,) = [name for name in weights(2) if weights(2)[name].shape == seen[0].shape and name.endswith("weight")][:1]
+    expected = weights(0)[name].astype(np.float64)
+    for now in seen:
+        expected = 0.75 * expected + 0.25 * now
+    np.testing.assert_allclose(weights(2, "average")[name], expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(weights(2)[name], seen[-1], rtol=1e-6)  # training itself goes on from these
+    assert weights(2, "average").keys() == weights(2).keys()
+    found = load_checkpoint(layout.checkpoint(2), made_by="test", ids=None, epoch=2)
+    assert np.array_equal(found.backbone.state_dict()[name].numpy(), weights(2, "average")[name])
+
+
+def test_without_averaging_there_is_no_such_file(trained):
+    trained(1)
+    assert not (layout.checkpoint(1) / "average.safetensors").exists()
 
 
 @pytest.mark.parametrize("loss", ["mse", "l1", "l2"])

@@ -12,30 +12,32 @@ from deepcluster.artifacts.shards import Array
 from deepcluster.errors import ArtifactError
 
 HEADS = "heads.safetensors"
+AVERAGE = "average.safetensors"
 
 
 @dataclass(frozen=True)
 class CheckpointFiles:
     """A checkpoint as arrays: backbone weights, optimizer state, and what is needed to rebuild the backbone.
 
-    heads: what later epochs go on with of the heads; most runs keep nothing, and then there is no such file.
+    heads: what later epochs go on with of the heads; average: backbone weights averaged over steps. Most runs keep
+    neither, and then there are no such files.
     """
 
     weights: dict[str, Array]
     optimizer: dict[str, Array]
     description: dict[str, Any]
     heads: dict[str, Array] = field(default_factory=dict)
+    average: dict[str, Array] = field(default_factory=dict)
 
 
 def write_checkpoint(target: Path, files: CheckpointFiles, provenance: Provenance) -> None:
-    """Publish the folder: model, optimizer and maybe heads as .safetensors, and checkpoint.json with their sha256."""
+    """Publish the folder: each kind of arrays as .safetensors, and checkpoint.json with the files' sha256."""
     from safetensors.numpy import save
 
     with publishing(target) as partial:
         partial.mkdir()
         contents = {"model.safetensors": save(files.weights), "optimizer.safetensors": save(files.optimizer)}
-        if files.heads:
-            contents[HEADS] = save(files.heads)
+        contents |= {name: save(arrays) for name, arrays in ((HEADS, files.heads), (AVERAGE, files.average)) if arrays}
         for name, content in contents.items():
             (partial / name).write_bytes(content)
         description = provenance.attributes("checkpoint") | plain(files.description)
@@ -53,7 +55,9 @@ def read_checkpoint(path: Path, *, made_by: str, ids: str | None = None, epoch: 
         weights, optimizer = (
             _read_safetensors(path / name, digests[name]) for name in ("model.safetensors", "optimizer.safetensors")
         )
-        heads = _read_safetensors(path / HEADS, digests[HEADS]) if HEADS in digests else {}
+        heads, average = (
+            _read_safetensors(path / name, digests[name]) if name in digests else {} for name in (HEADS, AVERAGE)
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise damaged(path, str(error) or type(error).__name__) from error
     expect(path, "schema", "checkpoint", description.get("schema"), made_by)
@@ -62,7 +66,7 @@ def read_checkpoint(path: Path, *, made_by: str, ids: str | None = None, epoch: 
         raise ArtifactError(f"{path}: belongs to another data set or sample order; run `dvc repro {made_by}`")
     if epoch is not None:
         expect(path, "epoch", epoch, description.get("epoch"), made_by)
-    return CheckpointFiles(weights, optimizer, description, heads)
+    return CheckpointFiles(weights, optimizer, description, heads, average)
 
 
 def checkpoint_params(path: Path) -> dict[str, Any]:

@@ -149,9 +149,10 @@ class Head(Optimizer):
 
 
 class Schedule(Section):
-    """How both learning rates change: see `deepcluster.schedules`. Lengths are in epochs."""
+    """How the learning rates change: see `deepcluster.schedules`. Lengths are in epochs."""
 
     name: Literal["constant", "step", "cosine"] = "constant"
+    head: bool = True
     warmup: NonNegative = 0.0
     every: Count = 30
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
@@ -175,6 +176,8 @@ class Train(Section):
 
     batch_size: Annotated[int, Field(ge=2)] = 256
     epoch_size: Positive = 1.0
+    keep: Annotated[float, Field(gt=0, le=1)] = 1.0
+    average: Annotated[float, Field(gt=0, lt=1)] | None = None
     loss: Literal["cross_entropy", "mse", "l1", "l2"] = "cross_entropy"
     contrastive: Contrastive = Field(default_factory=Contrastive)
     clip_norm: Positive | None = None
