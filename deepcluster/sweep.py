@@ -15,7 +15,7 @@ from deepcluster.evaluation.choosing_k import Choice, choices
 from deepcluster.inspection.plots import sweep_curves
 from deepcluster.inspection.tables import SWEEP_COLUMNS, epoch_cells, print_table
 from deepcluster.memory import refuse_too_large
-from deepcluster.params import load_params
+from deepcluster.params import at_epoch, load_params
 from deepcluster.seeding import derive_seed
 from stages.common import faiss_gpu
 
@@ -34,7 +34,7 @@ def sweep_epoch(epoch: int, ks: Sequence[int], *, seeds: int, silhouette_rows: i
 
     if epoch < 1:
         raise UserError(f"--epoch: must be >= 1 (epoch 0 is the untrained backbone of `initialise`); got {epoch}")
-    params = load_params()
+    params = at_epoch(load_params(), epoch)
     settings = params.cluster
     if settings.method != "kmeans":
         raise UserError(

@@ -12,7 +12,7 @@ import typer
 
 from deepcluster import layout
 from deepcluster.errors import UserError
-from deepcluster.params import Params, load_params
+from deepcluster.params import Params, at_epoch, load_params
 from deepcluster.plan import check_schedule, scheduled_epochs
 from deepcluster.settings import set_params
 from deepcluster.threads import settle
@@ -101,7 +101,7 @@ def refuse_epoch(epoch: object) -> None:
 
 @contextmanager
 def stage(name: str, epoch: int | None = None) -> Iterator[Params]:
-    """The validated params for one stage's work, which is timed.
+    """The validated params for one stage's work, as they apply to its epoch; the work is timed.
 
     Refuses epochs below 1 and, when DVC runs the stage, a schedule that does not fit `epochs`: so a stale schedule
     stops whichever stage comes first, before it has done anything.
@@ -111,7 +111,7 @@ def stage(name: str, epoch: int | None = None) -> Iterator[Params]:
     if "DVC_STAGE" in os.environ:
         check_schedule(params.epochs)
     with recorded(name, epoch):
-        yield params
+        yield at_epoch(params, epoch)
 
 
 def open_images() -> "Store":

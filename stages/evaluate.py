@@ -14,6 +14,7 @@ def evaluate() -> None:
     """
     from deepcluster import artifacts, layout
     from deepcluster.evaluation import epochs, final
+    from deepcluster.params import at_epoch
     from deepcluster.seeding import derive_seed
 
     with stage("evaluate") as params:
@@ -26,7 +27,7 @@ def evaluate() -> None:
             images,
             last_epoch=last,
             targets_N=targets_N,
-            k=settings.k or (len(class_names) if class_names else params.cluster.k),
+            k=settings.k or (len(class_names) if class_names else at_epoch(params, last).cluster.k),
             restarts=settings.restarts,
             batch_size=params.extract.batch_size,
             seed=derive_seed(params.seed, "evaluate", 0),

@@ -181,6 +181,12 @@ IDENTICAL = (
             "cluster: {method: pic}\ntrain: {head: {carry_optimizer: true}}",
             "train.head.carry_optimizer: true needs cluster.method kmeans, as with pic the head's size changes",
         ),
+        ("refine: {after: 3}", "refine.after: needs refine.k, usually that of the final clustering; got null"),
+        (
+            "refine: {after: 3, k: 5}\ntrain: {head: {carry_optimizer: true}}",
+            "refine.after: needs train.head.reset: true and train.head.carry_optimizer: false, as the head has another "
+            "size then",
+        ),
         (
             "cluster: {method: pic, spherical: true}",
             "cluster.spherical: is for cluster.method kmeans; got 'pic'",

@@ -5,7 +5,7 @@ from typing import Any
 
 from deepcluster import artifacts, layout
 from deepcluster.artifacts.provenance import plain
-from deepcluster.params import Params
+from deepcluster.params import Params, at_epoch
 
 NAMED = 5
 
@@ -27,7 +27,7 @@ def changed(images: artifacts.Store, params: Params, *, last: int) -> list[str]:
     found += _differing("model", artifacts.checkpoint_params(layout.checkpoint(0)), params.model.model_dump())
     if layout.clusters(last).exists():
         clusters = artifacts.open_store(layout.clusters(last), "clusters", made_by=f"cluster@{last}")
-        found += _differing("cluster", clusters.attributes["params"], params.cluster.model_dump())
+        found += _differing("cluster", clusters.attributes["params"], at_epoch(params, last).cluster.model_dump())
     trained = artifacts.checkpoint_params(layout.checkpoint(last))
     for section in ("train", "augment"):
         found += _differing(section, trained.get(section, {}), getattr(params, section).model_dump())

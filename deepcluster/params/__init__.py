@@ -3,6 +3,7 @@
 from deepcluster.params.data_defaults import flips, padding
 from deepcluster.params.file import PARAMS_FILE, as_yaml, load_params
 from deepcluster.params.fit import misfits
+from deepcluster.params.refine import at_epoch
 from deepcluster.params.sections import (
     Arch,
     Augment,
@@ -27,6 +28,7 @@ __all__ = [
     "Params",
     "Schedule",
     "as_yaml",
+    "at_epoch",
     "flips",
     "load_params",
     "misfits",

@@ -21,6 +21,8 @@ def contradictions(params: Params) -> Iterator[str]:
         yield "cluster.warm_start: is for cluster.method kmeans; got 'pic'"
     if head.carry_optimizer and cluster.method == "pic":
         yield "train.head.carry_optimizer: true needs cluster.method kmeans, as with pic the head's size changes"
+    if params.refine.after is not None:
+        yield from (f"refine.after: needs {need}" for need in _needs_of_refining(params))
     contrastive = params.train.contrastive
     if contrastive.strategy != "none" and contrastive.weight == contrastive.label_weight == 0:
         yield "train.contrastive.weight: weight and label_weight are both 0, so nothing would be trained on"
@@ -33,6 +35,15 @@ def contradictions(params: Params) -> Iterator[str]:
             "train.contrastive.strategy: two_views needs an augmentation that is random, since both views of an image "
             "are identical without one; switch on augment.crop, rotation, translate or another"
         )
+
+
+def _needs_of_refining(params: Params) -> Iterator[str]:
+    """What is missing, or would not outlive another number of clusters."""
+    head = params.train.head
+    if params.refine.k is None:
+        yield "refine.k, usually that of the final clustering; got null"
+    if not head.reset or head.carry_optimizer:
+        yield "train.head.reset: true and train.head.carry_optimizer: false, as the head has another size then"
 
 
 def _views_differ(params: Params) -> bool:

@@ -129,6 +129,15 @@ class Cluster(Section):
     collapse: Collapse = Field(default_factory=Collapse)
 
 
+class Refine(Section):
+    """Other pseudo-labels in the later epochs: see `deepcluster.params.refine`."""
+
+    after: Count | None = None
+    k: Annotated[int, Field(ge=2)] | None = None
+    whiten: bool = False
+    restarts: Count = 10
+
+
 class Optimizer(Section):
     """One optimizer: of the backbone (`train.optimizer`) or, with momentum 0 by default, of the head (`train.head`)."""
 
@@ -228,6 +237,7 @@ class Params(Section):
     extract: Extract = Field(default_factory=Extract)
     pca: Pca = Field(default_factory=Pca)
     cluster: Cluster = Field(default_factory=Cluster)
+    refine: Refine = Field(default_factory=Refine)
     train: Train = Field(default_factory=Train)
     augment: Augment = Field(default_factory=Augment)
     evaluate: Evaluate = Field(default_factory=Evaluate)
