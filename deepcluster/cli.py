@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from deepcluster import layout
+from deepcluster.commands.metrics import metrics
 from deepcluster.commands.show import show
 from deepcluster.errors import UserError
 from deepcluster.export import Format
@@ -31,6 +32,7 @@ ONE_STAGE = "One stage, as `dvc repro` runs it"
 for command in (prepare, initialise, extract, pca, cluster, train, evaluate, report):
     app.command(rich_help_panel=ONE_STAGE)(overridable(command))
 app.command()(show)
+app.command()(metrics)
 
 
 @app.command("set")

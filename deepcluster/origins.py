@@ -24,23 +24,24 @@ Fetch = Callable[[Path, Path], None]
 
 @dataclass(frozen=True)
 class Locked:
-    """A stage's entry of dvc.lock that names an output: its record, and the records of what the stage read in data/."""
+    """What dvc.lock says of an output: the stage that made it, its hash, and the hashes of what that read in data/."""
 
     stage: str
-    out: Mapping[str, Any]
-    parents: Sequence[Mapping[str, Any]]
+    md5: str | None
+    parents: Mapping[str, str | None]
 
 
 @dataclass(frozen=True)
 class Origin:
     """Artifacts by their place in the workspace. `root`: the folder that `layout`'s paths are relative to.
 
-    revision: as the user named it; None for the workspace. fetch: puts an artifact of a revision below `root`.
+    revision: as the user named it; None for the workspace. lock: by path. fetch: puts an artifact of a revision below
+    `root`.
     """
 
     revision: str | None
     root: Path
-    lock: Mapping[str, Any]
+    lock: Mapping[str, Locked]
     fetch: Fetch | None = field(default=None, repr=False)
 
     def named(self, path: Path) -> str:
@@ -80,21 +81,12 @@ class Origin:
         if self.revision is None:
             names = [entry.name for folder in (layout.EPOCHS, layout.HISTORY) for entry in folder.glob("*")]
         else:
-            names = [part for entry in self._entries() for out in entry[2] for part in Path(str(out["path"])).parts]
+            names = [part for path in self.lock for part in Path(path).parts]
         return sorted(epoch for epoch in {int(name) for name in names if name.isdecimal()} if self.has(locate(epoch)))
 
     def locked(self, path: Path) -> Locked | None:
         """What dvc.lock says of the artifact, or None if it says nothing."""
-        for stage, deps, outs in self._entries():
-            for out in outs:
-                if out["path"] == path.as_posix():
-                    data = f"{layout.DATA.as_posix()}/"
-                    return Locked(stage, out, [dep for dep in deps if str(dep["path"]).startswith(data)])
-        return None
-
-    def _entries(self) -> Iterator[tuple[str, list[dict[str, Any]], list[dict[str, Any]]]]:
-        for stage, entry in dict(self.lock.get("stages") or {}).items():
-            yield str(stage), list(entry.get("deps") or []), list(entry.get("outs") or [])
+        return self.lock.get(path.as_posix())
 
     def _there(self) -> str:
         return "" if self.revision is None else f" with {self.revision} checked out"
@@ -203,9 +195,24 @@ def _fetcher(files: Any, revision: str) -> Fetch:
     return fetch
 
 
-def _parsed(text: str, name: str) -> Mapping[str, Any]:
+def _parsed(text: str, name: str) -> dict[str, Locked]:
+    """By path, what a dvc.lock says of each output. Entries that are cut short, as while DVC writes, are left out."""
     try:
-        found = YAML(typ="safe").load(text) or {}
+        content = YAML(typ="safe").load(text)
     except YAMLError:
-        raise UserError(f"{name}: not YAML; run `git checkout {LOCK}`") from None
-    return dict(found)
+        raise UserError(f"{name}: not YAML; run `git checkout {LOCK}`, or wait until DVC has written it") from None
+    found: dict[str, Locked] = {}
+    for stage, entry in _mapping(_mapping(content).get("stages")).items():
+        deps, outs = _hashes(_mapping(entry).get("deps")), _hashes(_mapping(entry).get("outs"))
+        parents = {path: md5 for path, md5 in deps.items() if path.startswith(f"{layout.DATA}/")}
+        found |= {path: Locked(str(stage), md5, parents) for path, md5 in outs.items()}
+    return found
+
+
+def _hashes(records: object) -> dict[str, str | None]:
+    listed = records if isinstance(records, list) else []
+    return {str(record["path"]): record.get("md5") for record in listed if "path" in _mapping(record)}
+
+
+def _mapping(value: object) -> Mapping[Any, Any]:
+    return value if isinstance(value, Mapping) else {}

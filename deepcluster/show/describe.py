@@ -192,10 +192,9 @@ def _where(what: What, epoch: int | None, source: Origin, path: Path) -> Descrip
 def _lock(source: Origin, path: Path, md5: str) -> Description | None:
     """The stage that made it and the hashes of what it was made from; None if dvc.lock does not know this one."""
     found = source.locked(path)
-    if found is None or found.out.get("md5") != md5:
+    if found is None or found.md5 != md5:
         return None
-    parents = [{"path": dep["path"], "md5": dep.get("md5")} for dep in found.parents]
-    return {"stage": found.stage, "parents": parents}
+    return {"stage": found.stage, "parents": dict(found.parents)}
 
 
 def _provenance(attributes: Any) -> Description:

@@ -82,7 +82,7 @@ def _provenance(found: Found) -> Pairs:
         rows.append(("stage", "dvc.lock does not know this artifact: its run goes on, or it was not made by DVC"))
     else:
         rows.append(("stage", lock["stage"]))
-        rows += [("parent", f"{parent['path']}, md5 {parent['md5']}") for parent in lock["parents"]]
+        rows += [("parent", f"{path}, md5 {md5}") for path, md5 in lock["parents"].items()]
     return Pairs("Provenance", rows)
 
 
