@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from deepcluster import layout
+from deepcluster.commands.compare import compare
 from deepcluster.commands.metrics import metrics
 from deepcluster.commands.show import show
 from deepcluster.errors import UserError
@@ -33,6 +34,7 @@ for command in (prepare, initialise, extract, pca, cluster, train, evaluate, rep
     app.command(rich_help_panel=ONE_STAGE)(overridable(command))
 app.command()(show)
 app.command()(metrics)
+app.command()(compare)
 
 
 @app.command("set")
