@@ -18,6 +18,7 @@ from deepcluster.progress import counted
 from deepcluster.show.statistics import (
     image_statistics,
     layer_statistics,
+    natural_order,
     row_statistics,
     size_statistics,
     summary,
@@ -138,7 +139,7 @@ def _checkpoint(epoch: int, source: Origin) -> Description:
     arrays = [
         {"name": f"{file}: {name}", "shape": list(value.shape), "dtype": str(value.dtype), "raw_bytes": value.nbytes}
         for file, values in tensors.items()
-        for name, value in values.items()
+        for name, value in sorted(values.items(), key=lambda item: natural_order(item[0]))
     ]
     statistics = {
         "parameters": sum(layer.parameters for layer in layers),

@@ -228,14 +228,15 @@ def layer_statistics(
 ) -> list[LayerStatistics]:
     """Of each layer of a checkpoint, by name, 2 before 10; batch norm's running statistics are no weights."""
     layers: dict[str, list[str]] = {}
-    for name in sorted(weights, key=_in_order):
+    for name in sorted(weights, key=natural_order):
         layer, _, kind = name.rpartition(".")
         if kind not in BUFFERS:
             layers.setdefault(layer or kind, []).append(name)
     return [_layer(name, {key: weights[key] for key in keys}, before) for name, keys in layers.items()]
 
 
-def _in_order(name: str) -> list[tuple[int, str]]:
+def natural_order(name: str) -> list[tuple[int, str]]:
+    """A key that sorts body.2 before body.10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
