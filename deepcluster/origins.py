@@ -123,6 +123,10 @@ def origin(revision: str | None) -> Iterator[Origin]:
         files.repo  # noqa: B018 - `exists` is silent about an unknown revision, this is not
     except DvcException as error:
         raise UserError(f"{revision}: not a revision of this project: {error}") from None
+    if not text and not Path(".git").exists():
+        raise UserError(
+            f"{revision}: revisions are read only where the project is the top folder of its git repository"
+        )
     if not text:
         raise UserError(f"{revision}: no {LOCK} there, so nothing was run; commit it with git after a run")
     TEMPORARY.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from conftest import IMAGES
+from conftest import IMAGES, Project
 from ruamel.yaml import YAML
 
 from deepcluster import artifacts, layout
@@ -244,6 +244,12 @@ class TestRefusals:
         assert status == 2
         assert err.startswith("error: HEAD: not a revision of this project: ")
         assert err.endswith("is not a git repository\n")
+
+    def test_a_project_below_the_top_of_its_repository(self, workspace, outcome, tmp_path):
+        Project(tmp_path, workspace.environment).run("git", "init", "--quiet")
+        Project(tmp_path, workspace.environment).commit("all")
+        message = "error: HEAD: revisions are read only where the project is the top folder of its git repository\n"
+        assert outcome("show", "pca", "--rev", "HEAD") == (2, "", message)
 
     @pytest.mark.parametrize(("what", "stage"), [("features", "extract@2"), ("checkpoint", "train@2")])
     def test_an_artifact_of_another_version_names_its_writer_and_the_remedy(
