@@ -6,6 +6,9 @@ from typing import Annotated
 import typer
 
 from deepcluster import layout
+from deepcluster.commands.compare import compare
+from deepcluster.commands.metrics import metrics
+from deepcluster.commands.show import show
 from deepcluster.errors import UserError
 from deepcluster.export import Format
 from deepcluster.params import load_params
@@ -29,6 +32,9 @@ app = typer.Typer(
 ONE_STAGE = "One stage, as `dvc repro` runs it"
 for command in (prepare, initialise, extract, pca, cluster, train, evaluate, report):
     app.command(rich_help_panel=ONE_STAGE)(overridable(command))
+app.command()(show)
+app.command()(metrics)
+app.command()(compare)
 
 
 @app.command("set")

@@ -9,6 +9,7 @@ The only package that touches zarr and safetensors. The attributes of every arti
     packages          versions of the packages that made it
 """
 
+from deepcluster.artifacts.facts import ArrayFacts, array_facts, disk_usage
 from deepcluster.artifacts.provenance import Provenance, damaged, ids_hash
 from deepcluster.artifacts.publish import publishing, remove, write_text
 from deepcluster.artifacts.safetensors_files import (
@@ -23,13 +24,16 @@ from deepcluster.artifacts.weight_files import WeightFile, read_weight_file, wei
 
 __all__ = [
     "Array",
+    "ArrayFacts",
     "CheckpointFiles",
     "Provenance",
     "Store",
     "StoreWriter",
     "WeightFile",
+    "array_facts",
     "checkpoint_params",
     "damaged",
+    "disk_usage",
     "ids_hash",
     "open_store",
     "publishing",

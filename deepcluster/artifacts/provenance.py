@@ -66,6 +66,17 @@ def expect(path: Path, key: str, expected: object, found: object, made_by: str) 
         raise ArtifactError(f"{path}: {key}: expected {expected!r}, got {found!r}; run `dvc repro {made_by}`")
 
 
+def expect_version(path: Path, schema: str, attributes: Mapping[str, Any], made_by: str) -> None:
+    """ArtifactError unless the artifact's layout is the one that this code reads; there is none to migrate."""
+    known, found = version_of(schema), attributes.get("version")
+    if found != known:
+        writer = dict(attributes.get("packages") or {}).get("deepcluster", "unknown")
+        raise ArtifactError(
+            f"{path}: version: expected {known}, got {found!r} (written by deepcluster {writer}); make it anew with "
+            f"`dvc repro -f {made_by}`, or read it with the code that wrote it"
+        )
+
+
 def plain(value: Any) -> Any:
     """`value` as JSON would give it back."""
     return json.loads(json.dumps(value))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deepcluster.artifacts.provenance import Provenance, damaged, expect, plain, version_of
+from deepcluster.artifacts.provenance import Provenance, damaged, expect, expect_version, plain
 from deepcluster.artifacts.publish import publishing
 from deepcluster.artifacts.shards import Array
 from deepcluster.errors import ArtifactError
@@ -61,7 +61,7 @@ def read_checkpoint(path: Path, *, made_by: str, ids: str | None = None, epoch: 
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise damaged(path, str(error) or type(error).__name__) from error
     expect(path, "schema", "checkpoint", description.get("schema"), made_by)
-    expect(path, "version", version_of("checkpoint"), description.get("version"), made_by)
+    expect_version(path, "checkpoint", description, made_by)
     if ids is not None and description.get("ids") != ids:
         raise ArtifactError(f"{path}: belongs to another data set or sample order; run `dvc repro {made_by}`")
     if epoch is not None:

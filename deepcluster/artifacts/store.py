@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deepcluster.artifacts.provenance import Provenance, damaged, expect, plain, version_of
+from deepcluster.artifacts.provenance import Provenance, damaged, expect, expect_version, plain
 from deepcluster.artifacts.publish import publishing
 from deepcluster.artifacts.shards import Array, PlainRows, ZarrRows, plain_rows, regroup
 from deepcluster.errors import ArtifactError
@@ -178,7 +178,7 @@ def open_store(path: Path, schema: str, *, made_by: str, ids: str | None = None,
         raise damaged(path, "attributes altered")
     store = Store(path, attributes, group)
     expect(path, "schema", schema, attributes.get("schema"), made_by)
-    expect(path, "version", version_of(schema), attributes.get("version"), made_by)
+    expect_version(path, schema, attributes, made_by)
     if ids is not None and attributes.get("ids") != ids:
         raise ArtifactError(f"{path}: belongs to another data set or sample order; run `dvc repro {made_by}`")
     if epoch is not None:
