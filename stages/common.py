@@ -12,6 +12,7 @@ import typer
 
 from deepcluster import layout
 from deepcluster.errors import UserError
+from deepcluster.fingerprints import check_code
 from deepcluster.params import Params, load_params
 from deepcluster.plan import check_schedule, scheduled_epochs
 from deepcluster.settings import set_params
@@ -103,13 +104,14 @@ def refuse_epoch(epoch: object) -> None:
 def stage(name: str, epoch: int | None = None) -> Iterator[Params]:
     """The validated params for one stage's work, which is timed.
 
-    Refuses epochs below 1 and, when DVC runs the stage, a schedule that does not fit `epochs`: so a stale schedule
-    stops whichever stage comes first, before it has done anything.
+    Refuses epochs below 1 and, when DVC runs the stage, a schedule that does not fit `epochs`, or a package that is not
+    the one in stages/code.yaml: so a stale file stops whichever stage comes first, before it has done anything.
     """
     refuse_epoch(epoch)
     params = load_params()
     if "DVC_STAGE" in os.environ:
         check_schedule(params.epochs)
+        check_code()
     with recorded(name, epoch):
         yield params
 
