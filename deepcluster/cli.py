@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from deepcluster import layout
+from deepcluster.commands.doctor import doctor
 from deepcluster.commands.new import new
 from deepcluster.errors import UserError
 from deepcluster.export import Format
@@ -32,6 +33,7 @@ for command in (prepare, initialise, extract, pca, cluster, train, evaluate, rep
     app.command(rich_help_panel=ONE_STAGE)(overridable(command))
 
 app.command()(new)
+app.command()(doctor)
 
 
 @app.command("set")

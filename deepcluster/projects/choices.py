@@ -68,9 +68,7 @@ def clusters_of(count: int) -> int:
 def _data(look: Look, side: int) -> Iterator[Choice]:
     labelled = f"{len(look.classes)} subfolders, taken for classes: scored by them" if look.classes else "no classes"
     yield Choice("data.name", "folder", f"{look.count:,} images, {labelled}; never trained on labels")
-    yield Choice(
-        "data.root", str(look.root), "absolute, so the project may be moved; a relative one starts here"
-    )
+    yield Choice("data.root", str(look.root), "absolute, so the project may be moved; a relative one starts here")
     where = "the subfolder of that name; others are not read" if look.split == "train" else "the whole folder"
     yield Choice("data.split", look.split, where)
     low, high = min(look.sides), max(look.sides)

@@ -68,6 +68,6 @@ def git(root: Path, *arguments: str) -> str:
     )
     if done.returncode:
         words = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
-        command = next(name for name in arguments if name in ("init", "add", "var", "commit"))
+        command = next(name for name in arguments if name in ("init", "add", "var", "commit", "status"))
         raise UserError(f"git {command}: {words[-1]}")
     return done.stdout
