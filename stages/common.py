@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deepcluster import layout
+from deepcluster import completion, layout
 from deepcluster.errors import UserError
 from deepcluster.fingerprints import check_code
 from deepcluster.params import Params, load_params
@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
     from deepcluster.artifacts import Store
 
-Epoch = Annotated[int, typer.Option("--epoch", "-e", help="Epoch to compute, from 1.", show_default=False)]
+Epoch = Annotated[
+    int,
+    typer.Option(
+        "--epoch", "-e", help="Epoch to compute, from 1.", show_default=False, autocompletion=completion.epochs
+    ),
+]
 
 INTERRUPTED = 130
 
@@ -36,6 +41,7 @@ Overrides = Annotated[
         metavar="KEY=VALUE",
         help="Set a key of params.yaml, and leave it so: e.g. -S cluster.k=50; again for more.",
         show_default=False,
+        autocompletion=completion.settings,
     ),
 ]
 
