@@ -341,7 +341,7 @@ class TestProject:
 
     def test_a_cache_elsewhere(self, folder):
         Path(".dvc/config").write_text('[cache]\n    dir = ../../a cache\n    type = "hardlink,copy"\n')
-        where, wanted = project._cache()
+        where, wanted = project.dvc_cache()
         assert where.resolve() == (folder.parent / "a cache").resolve()
         assert wanted == ["hardlink", "copy"]
 

@@ -103,12 +103,8 @@ def processor() -> Iterator[Check]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = os.environ.get("OMP_NUM_THREADS")
     if limit is not None and limit.isdigit() and int(limit) < cores:
-        yield Check(
-            "processor",
-            "warn",
-            f"{cores} cores, of which OMP_NUM_THREADS={limit} lets {limit} compute",
-            "unset OMP_NUM_THREADS",
-        )
+        found = f"{cores} cores, of which OMP_NUM_THREADS={limit} lets {limit} compute"
+        yield Check("processor", "warn", found, "unset OMP_NUM_THREADS")
     else:
         yield Check("processor", "ok", f"{cores} core{'s' if cores > 1 else ''}")
 

@@ -242,21 +242,21 @@ def _alive(process: int) -> bool:
 def disk() -> Iterator[Check]:
     """Room for artifacts and cache."""
     yield room("disk", layout.DATA)
-    folder, _ = _cache()
+    folder, _ = dvc_cache()
     if existing(folder).stat().st_dev != existing(layout.DATA).stat().st_dev:
         yield room("disk", folder)
 
 
 def cache() -> Iterator[Check]:
     """Where DVC's cache is and how it is linked."""
-    folder, wanted = _cache()
+    folder, wanted = dvc_cache()
     if not Path(".dvc").is_dir():
         return
     can_write = writable("cache", folder)
     yield from [can_write] if can_write.state == "fail" else cache_link("cache", folder, layout.DATA, wanted)
 
 
-def _cache() -> tuple[Path, list[Link]]:
+def dvc_cache() -> tuple[Path, list[Link]]:
     """DVC's cache folder and the kinds of links that its settings name, without opening the project."""
     from dvc.config import Config
 

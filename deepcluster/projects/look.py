@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median_low
@@ -75,7 +76,7 @@ def look_at(root: Path, *, sample: int = SAMPLE, progress: Callable[[int, int], 
         unreadable=unreadable,
         sides=tuple(map(min, sizes)),
         grey=_are_grey(images_NCHW[readable]),
-        classes=_classes(listed, f"{split}/" if base != root else ""),
+        classes=classes_of(listed, f"{split}/" if base != root else ""),
     )
 
 
@@ -85,6 +86,15 @@ def _size(path: Path) -> tuple[int, int]:
 
     with Image.open(path, formats=FORMATS) as image:
         return image.size
+
+
+def common_side(root: Path, names: Sequence[str]) -> int:
+    """The shorter side of the first image whose header can be read. DataError if there is none."""
+    with strict_pillow():
+        for name in names:
+            with suppress(Exception):  # Pillow's readers raise nearly every kind of error on damaged files
+                return min(_size(root / name))
+    raise DataError(f"{root}: none of {len(names)} images looked at can be read")
 
 
 def _are_grey(images_NCHW: NDArray[np.uint8]) -> bool:
@@ -99,7 +109,7 @@ def _is_empty(path: Path) -> bool:
         return False
 
 
-def _classes(listed: Sequence[str], prefix: str) -> tuple[str, ...]:
+def classes_of(listed: Sequence[str], prefix: str) -> tuple[str, ...]:
     """Subfolders that count as classes, by the rule of `datasets.folder`."""
     parts = [name.removeprefix(prefix).split("/") for name in listed]
     counts = Counter(part[0] for part in parts)
