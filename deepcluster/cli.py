@@ -5,9 +5,12 @@ from typing import Annotated
 
 import typer
 
-from deepcluster import layout
+from deepcluster import completion, layout
 from deepcluster.commands.compare import compare
+from deepcluster.commands.doctor import doctor
+from deepcluster.commands.estimate import estimate
 from deepcluster.commands.metrics import metrics
+from deepcluster.commands.new import new
 from deepcluster.commands.show import show
 from deepcluster.errors import UserError
 from deepcluster.export import Format
@@ -36,11 +39,20 @@ app.command()(show)
 app.command()(metrics)
 app.command()(compare)
 
+app.command()(new)
+app.command()(doctor)
+app.command()(estimate)
+
 
 @app.command("set")
 def set_(
     overrides: Annotated[
-        list[str], typer.Argument(metavar="KEY=VALUE...", help="E.g. cluster.k=50 train.optimizer.lr=1e-3, in YAML.")
+        list[str],
+        typer.Argument(
+            metavar="KEY=VALUE...",
+            help="E.g. cluster.k=50 train.optimizer.lr=1e-3, in YAML.",
+            autocompletion=completion.settings,
+        ),
     ],
 ) -> None:
     """Set keys of params.yaml, and change nothing else in it; nothing at all if any is wrong.
@@ -52,7 +64,10 @@ def set_(
 
 @app.command()
 def recipe(
-    name: Annotated[str | None, typer.Argument(help="A file of recipes/. [default: list them]")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A file of recipes/. [default: list them]", autocompletion=completion.recipes),
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Replace params.yaml by a recipe, keep the old file beside it, and write the schedule. Without a name: list them.
@@ -148,7 +163,10 @@ def sweep_k(
 def augmentations(
     images: Annotated[int, typer.Option("--images", help="Rows, evenly spaced over the images; at most 50.")] = 8,
     views: Annotated[int, typer.Option("--views", help="Random views of each image; at most 20.")] = 6,
-    epoch: Annotated[int, typer.Option("--epoch", "-e", help="Epoch whose random streams to use.")] = 1,
+    epoch: Annotated[
+        int,
+        typer.Option("--epoch", "-e", help="Epoch whose random streams to use.", autocompletion=completion.epochs),
+    ] = 1,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The PNG to write.")] = layout.AUGMENTATIONS,
 ) -> None:
     """Show what training sees: images, and beside each of them random views as `augment` in params.yaml makes them.
@@ -164,7 +182,14 @@ def augmentations(
 @app.command()
 def export(
     epoch: Annotated[
-        int, typer.Option("--epoch", "-e", help="Whose backbone; 0 is the untrained one.", show_default=False)
+        int,
+        typer.Option(
+            "--epoch",
+            "-e",
+            help="Whose backbone; 0 is the untrained one.",
+            show_default=False,
+            autocompletion=completion.epochs_and_untrained,
+        ),
     ],
     format: Annotated[Format, typer.Option("--format", help="Kind of file.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="File to write, in a folder that exists.", show_default=False)],

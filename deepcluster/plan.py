@@ -7,6 +7,7 @@ from ruamel.yaml.error import YAMLError
 
 from deepcluster import artifacts, layout
 from deepcluster.errors import ParamsError, ScheduleError
+from deepcluster.fingerprints import refresh
 from deepcluster.params import Params, load_params
 from deepcluster.settings import set_params
 
@@ -16,6 +17,11 @@ HEADER = """\
 last: {last}
 schedule:
 """
+
+
+def schedule_text(epochs: int) -> str:
+    """What stages/schedule.yaml holds for so many epochs."""
+    return HEADER.format(last=epochs) + "".join(f'  "{epoch}": {epoch - 1}\n' for epoch in range(1, epochs + 1))
 
 
 def scheduled_epochs(path: Path = layout.SCHEDULE) -> list[int]:
@@ -58,6 +64,7 @@ def refuse_epochs(epochs: int | None) -> None:
 def plan(epochs: int | None = None, path: Path = layout.SCHEDULE) -> tuple[int, int]:
     """Write the schedule for `epochs` (also into params.yaml), or for params.yaml's own; (epochs before, epochs now).
 
+    Also brings stages/code.yaml up to the installed code, in a project that has none of its own.
     The history of epochs that are no longer scheduled leaves the workspace, since evaluate reads that folder;
     it stays in DVC's cache and comes back when the epochs do.
     """
@@ -69,9 +76,10 @@ def plan(epochs: int | None = None, path: Path = layout.SCHEDULE) -> tuple[int, 
         before = scheduled_epochs(path)
     except ScheduleError:  # to be replaced; this command is the remedy that its message names
         before = []
-    text = HEADER.format(last=epochs) + "".join(f'  "{epoch}": {epoch - 1}\n' for epoch in range(1, epochs + 1))
+    text = schedule_text(epochs)
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         artifacts.write_text(path, text)
+    refresh()
     for folder in layout.HISTORY.glob("*"):
         if folder.name.isdigit() and int(folder.name) > epochs:
             artifacts.remove(folder)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deepcluster import layout
+from deepcluster import completion, layout
 from deepcluster.errors import UserError
+from deepcluster.fingerprints import check_code
 from deepcluster.params import Params, at_epoch, load_params
 from deepcluster.plan import check_schedule, scheduled_epochs
 from deepcluster.settings import set_params
@@ -23,7 +24,12 @@ if TYPE_CHECKING:
 
     from deepcluster.artifacts import Store
 
-Epoch = Annotated[int, typer.Option("--epoch", "-e", help="Epoch to compute, from 1.", show_default=False)]
+Epoch = Annotated[
+    int,
+    typer.Option(
+        "--epoch", "-e", help="Epoch to compute, from 1.", show_default=False, autocompletion=completion.epochs
+    ),
+]
 
 INTERRUPTED = 130
 
@@ -35,6 +41,7 @@ Overrides = Annotated[
         metavar="KEY=VALUE",
         help="Set a key of params.yaml, and leave it so: e.g. -S cluster.k=50; again for more.",
         show_default=False,
+        autocompletion=completion.settings,
     ),
 ]
 
@@ -103,13 +110,14 @@ def refuse_epoch(epoch: object) -> None:
 def stage(name: str, epoch: int | None = None) -> Iterator[Params]:
     """The validated params for one stage's work, as they apply to its epoch; the work is timed.
 
-    Refuses epochs below 1 and, when DVC runs the stage, a schedule that does not fit `epochs`: so a stale schedule
-    stops whichever stage comes first, before it has done anything.
+    Refuses epochs below 1 and, when DVC runs the stage, a schedule that does not fit `epochs`, or a package that is not
+    the one in stages/code.yaml: so a stale file stops whichever stage comes first, before it has done anything.
     """
     refuse_epoch(epoch)
     params = load_params()
     if "DVC_STAGE" in os.environ:
         check_schedule(params.epochs)
+        check_code()
     with recorded(name, epoch):
         yield at_epoch(params, epoch)
 

@@ -1,0 +1,1 @@
+"""`deepcluster doctor`: what the machine and the project need, checked one by one, each with the remedy."""

@@ -1,0 +1,1 @@
+"""`deepcluster estimate`: what a run will take, from the size of the data, a short calibration and plain arithmetic."""

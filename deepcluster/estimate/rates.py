@@ -1,0 +1,278 @@
+"""How fast this machine does what a run consists of: measured for some seconds on random data of the right shapes.
+
+Shapes: N images, D features, d components, K clusters, S pixels a side.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepcluster.estimate.size import DataSize
+from deepcluster.params import Params
+from deepcluster.timings import peak_memory_mb
+
+if TYPE_CHECKING:
+    import torch
+
+    from deepcluster.clustering.kmeans import KMeansBackend
+    from deepcluster.models.build import Backbone
+
+SHARES = {"decode": 0.05, "forward": 0.25, "train": 0.45, "clustering": 0.05, "pca": 0.1}
+FIRST_VALUES = 2**19  # of features at once: enough that starting the work does not count
+ITERATIONS = 4  # of k-means
+ROWS = 4096  # of random features, at most
+WIDEST = 512  # features for which an eigendecomposition is tried; wider ones cost with the cube
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds on this machine, and the sizes that only a built network tells.
+
+    decode, forward, train: an image. pca_row: a row of features reduced and counted in the covariance.
+    pca_axes: the eigendecomposition. cluster, final, pixels: one row x centroid of one iteration, with rows of d, D and
+    C x S x S values. features: D. weights: parameters of backbone and head; trained: of the backbone alone.
+    memory_extract, memory_train: bytes that a batch takes, beside the process and the data set's images.
+    """
+
+    decode: float
+    forward: float
+    train: float
+    pca_row: float
+    pca_axes: float
+    cluster: float
+    final: float
+    pixels: float
+    features: int
+    weights: int
+    memory_extract: float
+    memory_train: float
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Seconds for one of so many that were tried at once, and the bytes that these took at their peak."""
+
+    seconds: float
+    number: int
+    memory: float
+
+    def memory_of(self, number: int) -> float:
+        """Of a process that does so many at once: the start, and what grows with them."""
+        return self.memory * number / self.number
+
+
+def calibrate(params: Params, size: DataSize, *, device: "torch.device", gpu: bool | None, seconds: float) -> Rates:
+    """Measure for about so many seconds. Slow networks are tried on smaller batches, two images at least."""
+    from deepcluster.models.freezing import freeze
+
+    rng, budget = np.random.default_rng(0), {name: share * seconds for name, share in SHARES.items()}
+    backbone = _backbone(params, size)
+    batches = {"forward": min(size.count, params.extract.batch_size), "train": max(2, params.train.batch_size)}
+    shape = (max(batches.values()), size.channels, size.side, size.side)
+    images_NCHW = rng.integers(0, 256, shape, dtype=np.uint8)
+    decode = _decode(size, budget["decode"])
+    forward = _forward(params, backbone, images_NCHW[: batches["forward"]], device, budget["forward"])
+    weights = sum(weight.numel() for weight in backbone.parameters())
+    freeze(backbone, params.train.freeze)
+    train = _train(params, backbone, images_NCHW[: batches["train"]], device, budget["train"])
+    features, pixels = backbone.feature_dim, size.channels * size.side**2
+    components = min(params.pca.components, features) if params.pca.enabled else features
+    row, axes = _pca(min(size.count, ROWS), features, components, budget["pca"]) if params.pca.enabled else (0.0, 0.0)
+    each = budget["clustering"]
+    return Rates(
+        decode=decode,
+        forward=forward.seconds,
+        train=train.seconds,
+        pca_row=row,
+        pca_axes=axes,
+        cluster=_clustering(params, size.count, components, gpu, each),
+        final=_kmeans(size.count, features, params.cluster.k, gpu, each),
+        pixels=_kmeans(size.count, pixels, params.cluster.k, gpu, each) if size.classes else 0.0,
+        features=features,
+        weights=weights,
+        memory_extract=forward.memory_of(batches["forward"]),
+        memory_train=train.memory_of(batches["train"]),
+    )
+
+
+def _backbone(params: Params, size: DataSize) -> "Backbone":
+    from deepcluster.checkpoint import BackboneDescription
+
+    model = params.model
+    return BackboneDescription(model.arch, size.channels, size.side, model.sobel, model.grayscale).build()
+
+
+def seconds_each(work: Callable[[int], None], most: int, budget: float, *, first: int = 4) -> Tried:
+    """Seconds for one of `work(number)`: numbers from `first` up to `most`, as the budget allows; the last one counts.
+
+    The first call warms up (imports, memory, kernels, threads); at least one more is measured, whatever the budget.
+    """
+    began, number, times = time.perf_counter(), max(1, min(most, first)), list[float]()
+    work(number)
+    held = _forget_peak()
+    while True:
+        start = time.perf_counter()
+        work(number)
+        times.append(time.perf_counter() - start)
+        left = budget - (time.perf_counter() - began)
+        if left < times[-1]:
+            return Tried(statistics.median(times) / number, number, max(0.0, peak_memory_mb() * 1e6 - held))
+        if number < most and left > 4 * times[-1]:
+            number, times = min(most, max(2 * number, int(number * left / (4 * times[-1])))), []
+
+
+def _decode(size: DataSize, budget: float) -> float:
+    """Of the files themselves, on all cores as `prepare` does; 0 where there are none to try."""
+    from deepcluster.datasets.decoding import decode_files, strict_pillow
+
+    if not size.files:
+        return 0.0
+
+    def work(number: int) -> None:
+        decode_files(size.folder, size.files[:number], side=size.side, channels=size.channels)
+
+    with strict_pillow():
+        return seconds_each(work, len(size.files), budget).seconds
+
+
+def _forward(
+    params: Params, backbone: "Backbone", images_NCHW: NDArray[np.uint8], device: "torch.device", budget: float
+) -> Tried:
+    from deepcluster.features import extract_features
+
+    channels = images_NCHW.shape[1]
+
+    def work(number: int) -> None:
+        blocks = extract_features(
+            backbone,
+            images_NCHW[:number],
+            batch_size=number,
+            mean=[0.5] * channels,
+            std=[0.25] * channels,
+            device=device,
+            precision=params.extract.precision,
+        )
+        for _ in blocks:
+            pass
+
+    return seconds_each(work, len(images_NCHW), budget)
+
+
+def _train(
+    params: Params, backbone: "Backbone", images_NCHW: NDArray[np.uint8], device: "torch.device", budget: float
+) -> Tried:
+    import torch
+
+    from deepcluster.augment import augmentation_of
+    from deepcluster.contrastive import Objective
+    from deepcluster.models.heads import build_heads, trainable
+    from deepcluster.training import OptimizerSettings, build_optimizer, train_epoch
+
+    settings, channels = params.train, images_NCHW.shape[1]
+    contrastive = settings.contrastive
+    projection = None if contrastive.strategy == "none" else contrastive.projection
+    heads = build_heads(backbone.feature_dim, params.cluster.k, projection=projection)
+    backbone.to(device)
+    heads.to(device)
+    rate = OptimizerSettings(
+        settings.optimizer.name, 1e-6, settings.optimizer.momentum, settings.optimizer.weight_decay
+    )
+    optimizers = [build_optimizer(weights, rate) for part in (backbone, heads) if (weights := trainable(part))]
+    labels_N = np.arange(len(images_NCHW), dtype=np.int32) % params.cluster.k
+
+    def work(number: int) -> None:
+        steps = train_epoch(
+            backbone,
+            heads,
+            images_NCHW,
+            labels_N,
+            indices=np.arange(max(2, number), dtype=np.int64),  # batch norm needs two
+            batch_size=max(2, number),
+            augmentation=augmentation_of(params.augment, params.data.name),
+            mean=[0.5] * channels,
+            std=[0.25] * channels,
+            optimizers=optimizers,
+            generator=torch.Generator().manual_seed(0),
+            device=device,
+            precision=settings.precision,
+            objective=Objective(settings.loss, **contrastive.model_dump(exclude={"projection"})),
+        )
+        for _ in steps:
+            pass
+
+    return seconds_each(work, len(images_NCHW), budget)
+
+
+def _pca(most: int, features: int, components: int, budget: float) -> tuple[float, float]:
+    """(a row, the axes): covariance and projection of random rows, eigenvectors of at most WIDEST features."""
+    from deepcluster.reduction.moments import moments
+    from deepcluster.reduction.streaming import principal_axes, project
+
+    rng = np.random.default_rng(0)
+    rows_ND = rng.standard_normal((most, features), dtype=np.float32)
+    basis_dD = rng.standard_normal((components, features), dtype=np.float32)
+    mean_D, variance_d = np.zeros(features, np.float32), np.ones(components, np.float32)
+
+    def work(number: int) -> None:
+        moments([rows_ND[: max(2, number)]])
+        project(rows_ND[:number], basis_dD, mean_D, variance_d, whiten=True, normalize=True)
+
+    row = seconds_each(work, most, budget / 2, first=FIRST_VALUES // features).seconds
+    width = min(features, WIDEST)
+    frame_DD = rng.standard_normal((width, width))
+    symmetric_DD = frame_DD + frame_DD.T
+
+    def axes(_: int) -> None:
+        principal_axes(symmetric_DD.copy(), min(components, width))
+
+    return row, seconds_each(axes, 1, budget / 2).seconds * (features / width) ** 3
+
+
+def _clustering(params: Params, count: int, components: int, gpu: bool | None, budget: float) -> float:
+    """k-means as `_kmeans` measures it; of pic one pair of rows."""
+    if params.cluster.method == "kmeans":
+        return _kmeans(count, components, params.cluster.k, gpu, budget, backend=params.cluster.backend)
+    from deepcluster.clustering.pic import pic
+
+    settings = params.cluster.pic
+    rng = np.random.default_rng(0)
+    most = min(count, ROWS)
+    rows_Nd = rng.standard_normal((most, components), dtype=np.float32)
+    rows_Nd /= np.linalg.norm(rows_Nd, axis=1, keepdims=True)
+
+    def work(number: int) -> None:
+        pic(
+            rows_Nd[:number], neighbours=min(settings.neighbours, number - 1), sigma=10.0, alpha=settings.alpha, gpu=gpu
+        )
+
+    return seconds_each(work, most, budget, first=most).seconds / most
+
+
+def _kmeans(
+    count: int, width: int, k: int, gpu: bool | None, budget: float, *, backend: "KMeansBackend" = "faiss"
+) -> float:
+    """Of one row and one centroid in one iteration. `kmeans` ends with a search like an iteration's, so one more."""
+    from deepcluster.clustering.kmeans import kmeans
+
+    most = min(count, ROWS, max(8, 200_000_000 // (4 * width)))
+    tried = max(2, min(k, most // 4))
+    rows_Nd = np.random.default_rng(0).standard_normal((most, width), dtype=np.float32)
+
+    def work(number: int) -> None:
+        kmeans(rows_Nd[:number], k=tried, backend=backend, iterations=ITERATIONS, seed=0, gpu=gpu)
+
+    return seconds_each(work, most, budget, first=most).seconds / (tried * (ITERATIONS + 1))
+
+
+def _forget_peak() -> float:
+    """Start the process's peak of memory anew, where the system can (Linux); bytes that it has now."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return peak_memory_mb() * 1e6

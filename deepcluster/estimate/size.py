@@ -1,0 +1,69 @@
+"""How large the data set is, as far as that is known without decoding it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from deepcluster import artifacts, layout
+from deepcluster.catalogue import known
+from deepcluster.errors import DataError
+from deepcluster.params.sections import Data
+
+HEADERS = 64  # read of a folder's images, where params leave the size to them
+
+
+@dataclass(frozen=True)
+class DataSize:
+    """N images of `channels` x `side` x `side`; classes: how many, None without true labels.
+
+    source: where this is known from. files: some of the images below `folder`, to try how fast they decode; else none.
+    """
+
+    count: int
+    channels: int
+    side: int
+    classes: int | None
+    source: str
+    folder: Path = Path()
+    files: tuple[str, ...] = ()
+    prepared: bool = False
+
+
+def data_size(data: Data) -> DataSize:
+    """From images.zarr if it was made with these settings, else from the catalogue, or a folder's names and headers."""
+    if found := _prepared(data):
+        return found
+    root = Path(data.root).expanduser()
+    if data.name == "folder":
+        return _folder(data, root)
+    split = known(data.name, data.split)
+    if split is None:
+        raise DataError(f"{data.name} has no split {data.split!r}; see docs/data.md")
+    channels = 1 if data.grayscale else split.channels
+    return DataSize(split.count, channels, data.image_size or split.side, split.classes, "known")
+
+
+def _prepared(data: Data) -> DataSize | None:
+    """As `prepare` left it, unless that was with other settings."""
+    if not layout.IMAGES.exists() or not layout.TARGETS.exists():
+        return None
+    images = artifacts.open_store(layout.IMAGES, "images", made_by="prepare")
+    if images.attributes["params"] != data.model_dump():
+        return None
+    count, channels, side, _ = images.shape("images")
+    names = artifacts.open_store(layout.TARGETS, "targets", made_by="prepare").attributes["class_names"]
+    return DataSize(count, channels, side, len(names) if names else None, str(layout.IMAGES), prepared=True)
+
+
+def _folder(data: Data, root: Path) -> DataSize:
+    from deepcluster.datasets.folder import list_images, split_folder
+    from deepcluster.projects.look import classes_of, common_side
+
+    base = split_folder(root, data.split)
+    listed, _ = list_images(root, base)
+    if not listed:
+        raise DataError(f"{base}: holds no images that may be read")
+    sample = listed[:: max(1, len(listed) // HEADERS)]
+    side = data.image_size or common_side(root, sample)
+    classes = classes_of(listed, "" if base == root else f"{data.split}/")
+    channels = 1 if data.grayscale else 3
+    return DataSize(len(listed), channels, side, len(classes) or None, f"names in {base}", root, tuple(sample))

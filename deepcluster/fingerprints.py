@@ -1,0 +1,91 @@
+"""Code as a dependency of stages in projects that have no code of their own: stages/code.yaml.
+
+In the source tree dvc.yaml lists the modules that decide a stage's result. A project made by `deepcluster new` uses
+the installed package, which DVC cannot see; its stages depend instead on a key of stages/code.yaml, the sha256 over the
+same modules. So a new version of the package makes those stages stale whose code differs, and no other.
+"""
+
+import functools
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from deepcluster.artifacts import write_text
+from deepcluster.errors import ScheduleError
+from deepcluster.shipped import CODE, shipped_text
+
+CODE_FILE = Path("stages/code.yaml")
+DIGITS = 16
+HEADER = """\
+# Written by `deepcluster plan` and `deepcluster run`: for each stage a digest of the installed modules that decide its
+# result, as the stages of dvc.yaml depend on them. A new version of deepcluster changes those whose code differs.
+"""
+
+
+@functools.cache
+def fingerprints() -> Mapping[str, str]:
+    """Of every stage of the shipped dvc.yaml, 16 hexadecimal digits over the installed code that it lists.
+
+    Once a process, whose code stays what it was when it started.
+    """
+    stages: dict[str, Any] = YAML(typ="safe").load(shipped_text("dvc.yaml"))["stages"]
+    return {name: _digest(code_of(definition.get("do", definition))) for name, definition in stages.items()}
+
+
+def code_of(definition: dict[str, Any]) -> list[str]:
+    """The dependencies of one stage that are code."""
+    return [dependency for dependency in definition.get("deps", ()) if is_code(dependency)]
+
+
+def is_code(dependency: object) -> bool:
+    """Whether a dependency in dvc.yaml is code of ours."""
+    return isinstance(dependency, str) and re.match(r"deepcluster/|stages/\w+\.py$", dependency) is not None
+
+
+def code_text() -> str:
+    """What stages/code.yaml should hold now."""
+    return HEADER + "".join(f'{stage}: "{digest}"\n' for stage, digest in fingerprints().items())
+
+
+def refresh(path: Path = CODE_FILE) -> list[str]:
+    """Bring stages/code.yaml up to the installed code, if the project has one; the stages whose code is another."""
+    changed = changed_stages(path)
+    if path.is_file() and path.read_text(encoding="utf-8") != (text := code_text()):
+        write_text(path, text)
+    return changed
+
+
+def changed_stages(path: Path = CODE_FILE) -> list[str]:
+    """The stages whose installed code is not what stages/code.yaml says; none for a project without that file."""
+    if not path.is_file():
+        return []
+    try:
+        known = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except (YAMLError, UnicodeDecodeError):
+        known = None
+    known = known if isinstance(known, dict) else {}
+    return [stage for stage, digest in fingerprints().items() if known.get(stage) != digest]
+
+
+def check_code(path: Path = CODE_FILE) -> None:
+    """ScheduleError unless stages/code.yaml stands for the installed code, by which DVC decides what is stale."""
+    if changed := changed_stages(path):
+        raise ScheduleError(
+            f"{path}: deepcluster was changed since (stages {', '.join(changed)}); run `deepcluster plan`, then go on"
+        )
+
+
+def _digest(code: Iterable[str]) -> str:
+    """sha256 over the names and contents of these modules, and of all in these packages."""
+    digest = hashlib.sha256()
+    for name in sorted(code):
+        path = CODE / name
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            content = file.read_bytes()
+            digest.update(f"{file.relative_to(CODE).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:DIGITS]
