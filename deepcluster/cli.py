@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from deepcluster import layout
+from deepcluster.commands.trust import trust
 from deepcluster.errors import UserError
 from deepcluster.export import Format
 from deepcluster.params import load_params
@@ -25,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.command()(trust)
 
 ONE_STAGE = "One stage, as `dvc repro` runs it"
 for command in (prepare, initialise, extract, pca, cluster, train, evaluate, report):
