@@ -184,7 +184,7 @@ def summary() -> None:
     """Print the table of epochs, the final clustering beside the baselines, and where the report is."""
     from deepcluster.evaluation.epochs import read_results
     from deepcluster.evaluation.settings_used import changed, in_words
-    from deepcluster.inspection.tables import baseline_cells, epoch_cells, named_baselines, print_table
+    from deepcluster.inspection.tables import baseline_cells, epoch_cells, named_baselines, print_table, trust_line
 
     rows, metrics = read_results()
     print_table(epoch_cells(rows))
@@ -198,6 +198,8 @@ def summary() -> None:
         last = {name: metrics["pseudo_labels"][name] for name in ("nmi", "ari", "accuracy")}
         ours = {"final clustering": metrics["final"], "pseudo-labels, last epoch": last}
         print_table(baseline_cells(ours | named_baselines(metrics["baselines"])))
+    if line := trust_line(metrics.get("trust", {})):
+        print(line)
     print(f"\nClusters: {layout.EVALUATION / 'clusters.csv'}\nReport:   {layout.REPORT}")
     if keys := changed(open_images(), load_params(), last=len(rows)):
         print(f"\nMade with other settings than params.yaml has now ({in_words(keys)}); `deepcluster run` follows them")

@@ -7,7 +7,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from deepcluster.augment import Augmentation
 from deepcluster.errors import UserError
 from deepcluster.evaluation.trust import agreements, neighbour_agreements
 from deepcluster.evaluation.trust_choice import preferred, rank_correlations, trust_scores
-from deepcluster.evaluation.trust_runs import HALVINGS, SILHOUETTE_ROWS, VIEWED, Judged, Run, judge, open_run
+from deepcluster.evaluation.trust_runs import HALVINGS, SILHOUETTE_ROWS, VIEWED, Judged, Run, judge, open_run, still
 from deepcluster.images import open_rows
 from deepcluster.inspection.tables import Cells, print_table, value_text
 from deepcluster.metrics import hungarian_accuracy
@@ -162,13 +162,6 @@ def _judged(pairs: Sequence[tuple[Run, int]], restarts: int) -> Iterator[Judged]
             device=device(),
             gpu=faiss_gpu(),
         )
-
-
-def still(augmentation: Augmentation) -> bool:
-    """Whether it leaves every image as it is."""
-    unused = Augmentation()
-    same = replace(augmentation, padding=unused.padding, crop_scale=unused.crop_scale, crop_ratio=unused.crop_ratio)
-    return same == unused
 
 
 def _measures(found: Judged) -> Row:

@@ -4,7 +4,7 @@ Shapes: N images, D features, V images with a view, C channels, H x W pixels.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from deepcluster import artifacts, layout
 from deepcluster.augment import Augmentation, augment, augmentation_of
 from deepcluster.checkpoint import Checkpoint, load_checkpoint
+from deepcluster.clustering.kmeans import Clustering
 from deepcluster.errors import UserError
 from deepcluster.evaluation.baselines import final_clusters
 from deepcluster.evaluation.trust import Trust, Views, kmeans_runs, measured
 from deepcluster.features import extract_features
+from deepcluster.images import open_rows
 from deepcluster.params import PARAMS_FILE, Augment, Params, load_params
 from deepcluster.pixels import to_float
 from deepcluster.seeding import derive_seed, torch_generator
@@ -26,6 +28,7 @@ from deepcluster.seeding import derive_seed, torch_generator
 HALVINGS = 5
 SILHOUETTE_ROWS = 2000
 VIEWED = 2000
+SECTION_ROWS, SECTION_HALVINGS = 5000, 3
 
 
 @dataclass(frozen=True)
@@ -108,15 +111,7 @@ def judge(
     cluster = partial(final_clusters, k=run.k, gpu=gpu)
     kmeans_seed = derive_seed(run.params.seed, "evaluate", 0)
     best, runs = kmeans_runs(features_ND, cluster=cluster, restarts=restarts, seed=kmeans_seed)
-    rows_V = sampled_rows(len(features_ND), VIEWED, seed)
-    views = [
-        Views(
-            rows_V,
-            features_ND[rows_V],
-            _extract(run, checkpoint, views_of(pixels_NCHW, rows_V, kind, seed=seed), device),
-        )
-        for kind in augmentations
-    ]
+    views = [_views(run, checkpoint, pixels_NCHW, features_ND, kind, seed, device) for kind in augmentations]
     trust = measured(
         features_ND,
         best,
@@ -132,8 +127,15 @@ def judge(
 
 def drift(run: Run, epoch: int) -> float | None:
     """1 - NMI of the epoch's pseudo-labels with those of the epoch before, as cluster@E recorded it."""
-    recorded = run.clusters(epoch).attributes["health"]["drift"]
+    recorded = run.clusters(epoch).attributes["health"]["drift"] if epoch else None
     return None if recorded is None else float(recorded)
+
+
+def still(augmentation: Augmentation) -> bool:
+    """Whether it leaves every image as it is."""
+    unused = Augmentation()
+    same = replace(augmentation, padding=unused.padding, crop_scale=unused.crop_scale, crop_ratio=unused.crop_ratio)
+    return same == unused
 
 
 def sampled_rows(count: int, wanted: int, seed: int) -> NDArray[np.int64]:
@@ -158,6 +160,21 @@ def views_of(
         views_BCHW = augment(images_BCHW, augmentation, generator, colour_generator)
         blocks.append(views_BCHW.mul(255).round_().clamp_(0, 255).to(torch.uint8).numpy())
     return np.concatenate(blocks)
+
+
+def _views(
+    run: Run,
+    checkpoint: Checkpoint,
+    pixels_NCHW: NDArray[np.uint8],
+    features_ND: NDArray[np.float32],
+    augmentation: Augmentation,
+    seed: int,
+    device: torch.device,
+) -> Views:
+    """Of at most 2,000 images."""
+    rows_V = sampled_rows(len(features_ND), VIEWED, seed)
+    views_VD = _extract(run, checkpoint, views_of(pixels_NCHW, rows_V, augmentation, seed=seed), device)
+    return Views(rows_V, features_ND[rows_V], views_VD)
 
 
 def _features(
@@ -186,3 +203,37 @@ def _extract(
         device=device,
     )
     return np.concatenate(list(blocks))
+
+
+def trust_section(
+    images: artifacts.Store,
+    clustering: Clustering,
+    *,
+    params: Params,
+    epoch: int,
+    device: torch.device,
+    gpu: bool | None,
+) -> dict[str, float | int | None]:
+    """Measures of the reported clustering for metrics.json, on at most 5,000 images: the cost does not grow with N.
+
+    "images": how many those were. None where a measure is not defined: see `trust`.
+    """
+    run = Run(Path(), params, images, len(clustering.sizes_K))
+    rows_S = sampled_rows(images.samples, SECTION_ROWS, params.seed)
+    pixels_SCHW, checkpoint = np.array(open_rows(images)[rows_S]), run.checkpoint(epoch)
+    features_SD = _extract(run, checkpoint, pixels_SCHW, device)
+    sample = replace(clustering, labels_N=clustering.labels_N[rows_S], distances_N=clustering.distances_N[rows_S])
+    kind = run.augmentation(epoch)
+    views = [] if still(kind) else [_views(run, checkpoint, pixels_SCHW, features_SD, kind, params.seed, device)]
+    found = measured(
+        features_SD,
+        sample,
+        [],
+        views,
+        cluster=partial(final_clusters, k=run.k, gpu=gpu),
+        halvings=SECTION_HALVINGS,
+        silhouette_rows=SILHOUETTE_ROWS,
+        seed=derive_seed(params.seed, "trust", 0),
+    )
+    values = {name: getattr(found, name) for name in ("view_agreement", "silhouette", "half_stability")}
+    return {"images": len(rows_S), **values, "drift": drift(run, epoch)}
