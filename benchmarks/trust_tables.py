@@ -13,7 +13,8 @@ from deepcluster.evaluation.trust import agreements, neighbour_agreements
 from deepcluster.evaluation.trust_choice import LOWER_IS_BETTER, preferred, rank_correlations, trust_scores
 from deepcluster.trust import MEASURES, SCORED
 
-SHOWN = (*MEASURES, "balance", "pseudo_label_accuracy", "score")
+SHOWN = (*MEASURES, "balance", "pseudo_label_accuracy", "epoch", "score")
+"""Beside the measures: how equal the clusters are, how well the head fits, and the epoch's number itself."""
 CHOSEN_ON = 1
 """The seed whose runs the score was chosen on; the others tested it."""
 
@@ -92,15 +93,17 @@ def over_seeds(rows_of: Measured, labels_of: Mapping[Key, Any]) -> dict[str, tup
 
 
 def choices(rows_of: Measured, keys: Sequence[Key]) -> list[Row]:
-    """What the score picks in each run, beside the last epoch, the mean and the best of its epochs."""
-    lines = []
+    """What the score picks in each run, beside the last epoch, the mean and the best of its epochs; then the means."""
+    lines: list[Row] = []
+    found = []
     for key in keys:
         rows = rows_of[key]
         accuracies = [row["accuracy"] for row in rows]
         place = preferred([row["score"] for row in rows])
         numbers = (accuracies[place], accuracies[-1], float(np.mean(accuracies)), max(accuracies))
+        found.append(numbers)
         lines.append((f"{key[0]}, seed {key[1]}", str(rows[place]["epoch"]), *(f"{number:.4f}" for number in numbers)))
-    return lines
+    return [*lines, ("mean", "", *(f"{number:.4f}" for number in np.mean(found, axis=0)))]
 
 
 def text(value: float | None) -> str:

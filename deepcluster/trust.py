@@ -27,10 +27,10 @@ from deepcluster.progress import counted
 from stages.common import device, faiss_gpu
 
 MEASURES = (
-    "view_agreement", "view_cosine", "silhouette", "margin", "stability", "half_stability", "rival_gap", "explained",
-    "drift", "neighbours", "consensus",
+    "consensus", "neighbours", "view_agreement", "view_cosine", "silhouette", "margin", "stability", "half_stability",
+    "rival_gap", "explained", "drift",
 )  # fmt: skip
-SCORED = ("view_agreement", "silhouette")
+SCORED = ("consensus", "view_agreement")
 """What the score is made of; docs/trust.md tells how it was found."""
 
 Row = dict[str, Any]

@@ -115,6 +115,11 @@ class TestRuns:
         assert neighbour_agreements([one, one, crossed]) == pytest.approx([1, 0.25, -0.5])
         assert agreements([one]) == neighbour_agreements([one]) == [None]
 
+    def test_what_has_collapsed_agrees_with_nothing(self):
+        one, none = labels("0011"), labels("0000")
+        assert agreements([none, one, none, one]) == [None, 1, None, 1]
+        assert neighbour_agreements([none, none, one, one]) == [None, None, 1, 1]
+
 
 class TestShape:
     def test_explained(self):

@@ -42,12 +42,12 @@ class TestEpochs:
         status, out, err = outcome("trust")
         assert status == 0, err
         assert "trust: 2 epochs" in err
-        assert out.split()[:2] == ["epoch", "view_agreement"]
+        assert out.split()[:2] == ["epoch", "consensus"]
         content = read()
         assert (content["k"], content["restarts"], [row["epoch"] for row in content["rows"]]) == (2, 1, [1, 2])
         scores = [row["score"] for row in content["rows"]]
         assert content["preferred"] == (2 if scores[1] >= scores[0] else 1)
-        assert f"\nPreferred: epoch {content['preferred']}, by the mean rank of " in out
+        assert f"\nPreferred: epoch {content['preferred']}, by the mean rank of consensus and view_agreement\n" in out
         assert "\nThe true labels had no part in the choice. By them, looked up afterwards:\naccuracy " in out
         assert out.endswith("\nTables: data/trust/trust.csv, .json\n")
         with open("data/trust/trust.csv", newline="") as file:
@@ -112,7 +112,8 @@ class TestEpochs:
         assert status == 0, err
         first, second = read()["rows"]
         assert [first[name] for name in ("view_agreement", "silhouette", "half_stability", "margin")] == [None] * 4
-        assert (first["score"], second["score"], read()["preferred"]) == (0, 1, 2)
+        assert first["consensus"] is second["consensus"] is None
+        assert (first["score"], second["score"], read()["preferred"]) == (0.25, 0.75, 2)
 
     @pytest.mark.parametrize("text", ["", "x", "1;2", "1,", "-1", "1.5"])
     def test_bad_epochs(self, workspace, outcome, text):
@@ -173,7 +174,7 @@ class TestRuns:
     def test_another_seed_and_no_augmentation(self, workspace, outcome, monkeypatch):
         """The run trained without augmentation is shown the other's views, not its own images again."""
         copies(workspace, "still")
-        still = {"rotation": 0.0, "translate": 0.0, "zoom": [1.0, 1.0], "shear": 0.0, "crop": False}
+        still = {"rotation": 0.0, "translate": 0.0, "zoom": [1.0, 1.0], "shear": 0.0, "flip": False}
         monkeypatch.chdir("still")
         edit_params(Path("params.yaml"), {"seed": 7, **{f"augment.{key}": value for key, value in still.items()}})
         for command in ("train", "evaluate"):

@@ -11,7 +11,7 @@ LABELS = {"perfect": [0, 0, 1, 1], "crossed": [0, 1, 0, 1]}
 
 
 def epoch(number, accuracy, **values):
-    return {name: None for name in (*MEASURES, "balance", "pseudo_label_accuracy")} | {
+    return dict.fromkeys((*MEASURES, "balance", "pseudo_label_accuracy")) | {
         "epoch": number,
         "accuracy": accuracy,
         **values,
@@ -61,7 +61,13 @@ def test_what_the_score_picks(measured):
     rows_of, _ = trust_tables.read(measured)
     for row, score in zip(rows_of["a", 2], (0.1, 0.9, 0.2), strict=True):
         row["score"] = score
-    assert trust_tables.choices(rows_of, [("a", 2)]) == [("a, seed 2", "4", "0.7000", "0.6000", "0.6000", "0.7000")]
+    for row, score in zip(rows_of["b", 1], (0.1, 0.1, 0.2), strict=True):
+        row["score"] = score
+    assert trust_tables.choices(rows_of, [("a", 2), ("b", 1)]) == [
+        ("a, seed 2", "4", "0.7000", "0.6000", "0.6000", "0.7000"),
+        ("b, seed 1", "6", "0.8000", "0.8000", "0.5667", "0.8000"),
+        ("mean", "", "0.7500", "0.7000", "0.5833", "0.7500"),
+    ]
 
 
 def test_the_report_keeps_apart_what_the_score_was_chosen_on(measured):

@@ -174,17 +174,23 @@ def view_cosine(views: Views) -> float:
 
 
 def agreements(labelings: Sequence[NDArray[np.integer]]) -> list[float | None]:
-    """Of each labeling the mean ARI with all the others: which of them is the consensus. None where it is alone."""
-    return [
-        _mean([ari(labels_N, other_N) for j, other_N in enumerate(labelings) if j != i])
-        for i, labels_N in enumerate(labelings)
-    ]
+    """Of each labeling the mean ARI with all the others: how near it is to their consensus. None where it is alone.
+
+    A labeling of one label has None, and no part in the others' means.
+    """
+    kept = [i for i, labels_N in enumerate(labelings) if np.ptp(labels_N)]
+    pairs = {frozenset(pair): ari(labelings[pair[0]], labelings[pair[1]]) for pair in combinations(kept, 2)}
+    return [_mean([value for pair, value in pairs.items() if i in pair]) for i in range(len(labelings))]
 
 
 def neighbour_agreements(labelings: Sequence[NDArray[np.integer]]) -> list[float | None]:
-    """Of each labeling the mean ARI with the one before and the one after it, of those that there are."""
-    steps = [ari(a_N, b_N) for a_N, b_N in pairwise(labelings)]
-    return [_mean(steps[max(0, i - 1) : i + 1]) for i in range(len(labelings))]
+    """Of each labeling the mean ARI with the one before and the one after it, of those that there are.
+
+    A labeling of one label has None, and is nobody's neighbour.
+    """
+    kept = [i for i, labels_N in enumerate(labelings) if np.ptp(labels_N)]
+    steps = {(i, j): ari(labelings[i], labelings[j]) for i, j in pairwise(kept) if j == i + 1}
+    return [_mean([value for step, value in steps.items() if i in step]) for i in range(len(labelings))]
 
 
 def _objective(clustering: Clustering) -> float:
