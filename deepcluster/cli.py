@@ -12,6 +12,7 @@ from deepcluster.commands.estimate import estimate
 from deepcluster.commands.metrics import metrics
 from deepcluster.commands.new import new
 from deepcluster.commands.show import show
+from deepcluster.commands.trust import trust
 from deepcluster.errors import UserError
 from deepcluster.export import Format
 from deepcluster.params import load_params
@@ -31,6 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.command()(trust)
 
 ONE_STAGE = "One stage, as `dvc repro` runs it"
 for command in (prepare, initialise, extract, pca, cluster, train, evaluate, report):
@@ -212,7 +215,7 @@ def summary() -> None:
     """Print the table of epochs, the final clustering beside the baselines, and where the report is."""
     from deepcluster.evaluation.epochs import read_results
     from deepcluster.evaluation.settings_used import changed, in_words
-    from deepcluster.inspection.tables import baseline_cells, epoch_cells, named_baselines, print_table
+    from deepcluster.inspection.tables import baseline_cells, epoch_cells, named_baselines, print_table, trust_line
 
     rows, metrics = read_results()
     print_table(epoch_cells(rows))
@@ -226,6 +229,8 @@ def summary() -> None:
         last = {name: metrics["pseudo_labels"][name] for name in ("nmi", "ari", "accuracy")}
         ours = {"final clustering": metrics["final"], "pseudo-labels, last epoch": last}
         print_table(baseline_cells(ours | named_baselines(metrics["baselines"])))
+    if line := trust_line(metrics.get("trust", {})):
+        print(line)
     print(f"\nClusters: {layout.EVALUATION / 'clusters.csv'}\nReport:   {layout.REPORT}")
     if keys := changed(open_images(), load_params(), last=len(rows)):
         print(f"\nMade with other settings than params.yaml has now ({in_words(keys)}); `deepcluster run` follows them")

@@ -9,6 +9,7 @@ EVALUATION = DATA / "evaluation"
 REPORT = DATA / "report/report.html"
 AUGMENTATIONS = DATA / "augmentations.png"
 TIMINGS = DATA / "timings.csv"
+TRUST = DATA / "trust"
 HISTORY = DATA / "history"
 EPOCHS = DATA / "epochs"
 SCHEDULE = Path("stages/schedule.yaml")

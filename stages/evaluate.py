@@ -13,7 +13,7 @@ def evaluate() -> None:
     clusters.zarr and clusters.csv (the final clustering: a row an image). The only reader of the true labels.
     """
     from deepcluster import artifacts, layout
-    from deepcluster.evaluation import epochs, final
+    from deepcluster.evaluation import epochs, final, trust_runs
     from deepcluster.params import at_epoch
     from deepcluster.seeding import derive_seed
 
@@ -40,6 +40,9 @@ def evaluate() -> None:
         artifacts.write_text(layout.EVALUATION / "clusters.csv", csv)
         artifacts.write_text(layout.EVALUATION / "epochs.csv", epochs.to_csv(rows))
         metrics = result.metrics | {"pseudo_labels": epochs.last_scores(rows)}
+        metrics["trust"] = trust_runs.trust_section(
+            images, result.clustering, params=params, epoch=last, device=device(), gpu=faiss_gpu()
+        )
         artifacts.write_text(layout.EVALUATION / "metrics.json", json.dumps(metrics, indent=2) + "\n")
 
 

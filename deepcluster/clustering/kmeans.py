@@ -101,10 +101,10 @@ def kmeans(
     nearby_Nd = rows_Nd if spherical else rows_Nd - origin_d
     best: _Run | None = None
     for run in range(restarts):
-        run_seed = _run_seed(seed, run)
-        sample_Md = _sample(nearby_Nd, k, points_per_centroid, run_seed)
+        own_seed = run_seed(seed, run)
+        sample_Md = _sample(nearby_Nd, k, points_per_centroid, own_seed)
         centroids_Kd, before = train(
-            backend, sample_Md, start, k=k, iterations=iterations, seed=run_seed, spherical=spherical, gpu=on_gpu
+            backend, sample_Md, start, k=k, iterations=iterations, seed=own_seed, spherical=spherical, gpu=on_gpu
         )
         centroids_Kd = np.add(centroids_Kd, origin_d, dtype=np.float32)
         labels_N, distances_N = assign(rows_Nd, centroids_Kd, origin_d=origin_d, gpu=on_gpu)
@@ -144,7 +144,7 @@ def _objective(before: NDArray[np.float64], final: float) -> NDArray[np.float64]
     return np.maximum(falling, final)
 
 
-def _run_seed(seed: int, run: int) -> int:
+def run_seed(seed: int, run: int) -> int:
     """31 bits, as both libraries take them; run 0 has the seed itself."""
     return seed % 2**31 if run == 0 else int(np.random.SeedSequence((seed, run)).generate_state(1)[0]) % 2**31
 

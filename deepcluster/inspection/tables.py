@@ -62,6 +62,12 @@ def named_baselines(results: Mapping[str, Mapping[str, float]]) -> dict[str, Map
     return {title: results[name] for name, title in BASELINES.items() if name in results}
 
 
+def trust_line(measures: Mapping[str, float | int | None]) -> str:
+    """`Without labels (5,000 images): silhouette 0.4123, ...` of metrics.json's section trust; "" if that is empty."""
+    values = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in measures.items() if isinstance(value, float)]
+    return f"Without labels ({measures['images']:,} images): {', '.join(values)}" if values else ""
+
+
 def value_text(name: str, value: float | None) -> str:
     """Counts without decimals, effective_k with one, everything else with four; "-" for None."""
     if value is None:
