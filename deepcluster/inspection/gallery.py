@@ -90,12 +90,12 @@ def _tile(image_CHW: npt.NDArray[np.uint8], min_side: int, max_side: int) -> npt
     pixels = image_CHW.transpose(1, 2, 0)
     longer = max(pixels.shape[:2])
     if longer > max_side:
-        pixels = _shrunk(pixels, max_side / longer)
+        pixels = shrunk(pixels, max_side / longer)
     factor = -(-min_side // max(pixels.shape[:2]))
     return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def _shrunk(pixels_HWC: npt.NDArray[np.uint8], scale: float) -> npt.NDArray[np.uint8]:
+def shrunk(pixels_HWC: npt.NDArray[np.uint8], scale: float) -> npt.NDArray[np.uint8]:
     from PIL import Image
 
     height, width, channels = pixels_HWC.shape
