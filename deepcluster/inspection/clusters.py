@@ -152,8 +152,8 @@ def _mix(cluster: Cluster) -> str:
     if cluster.classes is None or len(cluster.classes) == 1:
         return ""
     bars = "".join(f'<i style="width:{share:.1%}"></i>' for _, share in cluster.classes)
-    words = [f"{share:.0%} {name_text(name)}" for name, share in cluster.classes]
+    words = [f"{name_text(name)} {share:.0%}" for name, share in cluster.classes]
     rest = 1 - sum(share for _, share in cluster.classes)
     if rest > 1e-9:
-        words.append(f"{rest:.0%} others")
+        words.append(f"others {rest:.0%}")
     return f'<div class="mix" aria-hidden="true">{bars}</div><p class="soft">{", ".join(words)}</p>\n'

@@ -77,17 +77,27 @@ def strips(images: Images, rows: Sequence[npt.NDArray[np.int64]], *, most_bytes:
 
 
 def sheet(images: Images, numbers: npt.NDArray[np.int64], *, most_bytes: int) -> Sheet:
-    """The images in a sheet about as wide as high, of the finest quality below most_bytes, or else the coarsest."""
+    """The images in a sheet about as wide as high, at the finest quality by which some rows promise most_bytes.
+
+    Coarser where the promise was broken; the coarsest is taken in any case.
+    """
     columns = max(1, int(np.ceil(np.sqrt(len(numbers)))))
+    some = numbers[:: max(1, len(numbers) // (_TRIED * columns))][: _TRIED * columns]
     for quality in QUALITIES:
-        tile_MHWC = np.stack([_tile(np.asarray(images[int(number)]), quality.side) for number in numbers])
-        side = tile_MHWC.shape[1]
-        if columns * side > MOST_SIDE:
+        last = quality == QUALITIES[-1]
+        guess = len(_sheet(images, some, columns, quality).content) * len(numbers) / len(some)
+        if not last and (guess > _MARGIN * most_bytes or columns * quality.side > MOST_SIDE):
             continue
-        content = encoded(_grid(tile_MHWC, columns), quality.lossy)
-        if len(content) <= most_bytes:
+        found = _sheet(images, numbers, columns, quality)
+        if last or len(found.content) <= most_bytes:
             break
-    return Sheet(content, columns, side, side * _factor(side))
+    return found
+
+
+def _sheet(images: Images, numbers: npt.NDArray[np.int64], columns: int, quality: Quality) -> Sheet:
+    tiles_MHWC = np.stack([_tile(np.asarray(images[int(number)]), quality.side) for number in numbers])
+    side = tiles_MHWC.shape[1]
+    return Sheet(encoded(_grid(tiles_MHWC, columns), quality.lossy), columns, side, side * _factor(side))
 
 
 def encoded(pixels_HWC: npt.NDArray[np.uint8], lossy: int | None) -> bytes:
