@@ -35,7 +35,7 @@ class TestMatching:
         assert third == FIRST.tolist()
 
     def test_another_number_of_clusters_each_epoch(self):
-        """Of three clusters one ends and its images join the first; then it comes again as a new one, with the free id."""
+        """Of three clusters one ends, and its images join the second; then a new one has the free id."""
         two = np.where(FIRST == 2, 0, 1 - FIRST % 2).astype(np.int32)
         assert two.tolist() == [1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0]
         second, third = ids(FIRST, two, FIRST, k=3)[1:]
