@@ -93,6 +93,8 @@ def _map(params: "Params", sample_S: "NDArray[np.int64]", components_Sp: "NDArra
     from deepcluster.seeding import derive_seed
 
     method = params.report.map
+    if method != "pca":
+        print(f"report: placing {len(sample_S):,} images by {method}")
     return Map(sample_S, on_a_plane(components_Sp, method, seed=derive_seed(params.seed, "gallery", 0)), method)
 
 
