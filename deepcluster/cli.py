@@ -9,6 +9,7 @@ from deepcluster import completion, layout
 from deepcluster.commands.compare import compare
 from deepcluster.commands.doctor import doctor
 from deepcluster.commands.estimate import estimate
+from deepcluster.commands.filters import filters
 from deepcluster.commands.metrics import metrics
 from deepcluster.commands.new import new
 from deepcluster.commands.show import show
@@ -45,6 +46,8 @@ app.command()(compare)
 app.command()(new)
 app.command()(doctor)
 app.command()(estimate)
+
+app.command()(filters)
 
 
 @app.command("set")

@@ -54,6 +54,11 @@ def made_by_checkpoint(epoch: int) -> str:
     return f"train@{epoch}" if epoch else "initialise"
 
 
+def filters(epoch: int) -> Path:
+    """Pictures of what a backbone's channels respond to; no stage's output."""
+    return DATA / "filters" / str(epoch)
+
+
 def sweep(epoch: int) -> Path:
     """What `deepcluster sweep-k` found; no stage's output."""
     return DATA / "sweeps" / str(epoch)

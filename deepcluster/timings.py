@@ -27,6 +27,25 @@ def recorded(stage: str, epoch: int | None, path: Path = layout.TIMINGS) -> Iter
         writer.writerow([stage, "" if epoch is None else epoch, f"{seconds:.3f}", f"{peak_memory_mb():.0f}"])
 
 
+def last_timings(path: Path = layout.TIMINGS) -> dict[str, list[tuple[float, float]]]:
+    """Seconds and peak memory (MB) of the last run of every stage, one pair an epoch, by the stage's name.
+
+    Rows that an interrupted writer cut short are passed over; without the file there are none.
+    """
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                try:
+                    numbers = float(row["seconds"]), float(row["peak_memory_mb"])
+                except (KeyError, TypeError, ValueError):
+                    continue
+                found.setdefault(row["stage"], {})[row["epoch"]] = numbers
+    except FileNotFoundError:
+        pass
+    return {stage: list(runs.values()) for stage, runs in found.items()}
+
+
 def peak_memory_mb() -> float:
     """Peak resident memory of this process so far, in MB (10**6 bytes).
 

@@ -10,10 +10,13 @@ def evaluate() -> None:
 
     Reads data/dataset/{images,targets}.zarr, data/history, data/epochs/0/checkpoint, data/epochs/LAST/checkpoint and
     params.yaml's section `evaluate`. Writes to data/evaluation: epochs.csv (a row an epoch), metrics.json,
-    clusters.zarr and clusters.csv (the final clustering: a row an image). The only reader of the true labels.
+    clusters.zarr and clusters.csv (the final clustering: a row an image), map.zarr (where images lie among its
+    clusters), lineage.zarr and lineage.csv (clusters followed through the epochs). The only reader of the true labels.
     """
     from deepcluster import artifacts, layout
     from deepcluster.evaluation import epochs, final, trust_runs
+    from deepcluster.evaluation.lineage import write_lineage
+    from deepcluster.evaluation.places import write_places
     from deepcluster.params import at_epoch
     from deepcluster.seeding import derive_seed
 
@@ -36,6 +39,8 @@ def evaluate() -> None:
         )
         provenance = artifacts.Provenance(images.samples, images.ids, last, params.seed, settings.model_dump())
         final.write_clusters(layout.EVALUATION / "clusters.zarr", provenance, result, targets_N, class_names)
+        write_places(provenance, result.places)
+        write_lineage(provenance, last=last)
         csv = final.clusters_csv(images.strings("sample_ids"), result.clustering)
         artifacts.write_text(layout.EVALUATION / "clusters.csv", csv)
         artifacts.write_text(layout.EVALUATION / "epochs.csv", epochs.to_csv(rows))

@@ -21,6 +21,7 @@ from deepcluster.evaluation.baselines import (
     pixel_baseline,
     score,
 )
+from deepcluster.evaluation.places import Places, find_places
 from deepcluster.features import extract_features
 from deepcluster.images import open_rows
 from deepcluster.memory import too_large
@@ -29,10 +30,11 @@ from deepcluster.metrics import cluster_statistics
 
 @dataclass(frozen=True)
 class Result:
-    """The clustering to use, and the numbers to report."""
+    """The clustering to use, the numbers to report, and where images lie among the clusters."""
 
     clustering: Clustering
     metrics: dict[str, Any]
+    places: Places
 
 
 def evaluate_backbones(
@@ -58,7 +60,10 @@ def evaluate_backbones(
         features_ND = _features(images, pixels_NCHW, checkpoint, batch_size, device)
         return final_clusters(features_ND, k=k, seed=seed, restarts=restarts, gpu=gpu)
 
-    clustering = cluster_features(_checkpoint(images, last_epoch))
+    features_ND = _features(images, pixels_NCHW, _checkpoint(images, last_epoch), batch_size, device)
+    clustering = final_clusters(features_ND, k=k, seed=seed, restarts=restarts, gpu=gpu)
+    places = find_places(features_ND, clustering)
+    del features_ND  # the baselines need the memory
     statistics = cluster_statistics(clustering.sizes_K)
     metrics: dict[str, Any] = {"epoch": last_epoch, "k": k, "final": {}, "baselines": {}}
     if targets_N is not None:
@@ -73,7 +78,7 @@ def evaluate_backbones(
             filters = untrained.backbone.front_end
             metrics["baselines"]["sobel"] = filtered_baseline(pixels_NCHW, filters, targets_N, **settings)
     metrics["clusters"] = {name: statistics[name] for name in ("smallest", "largest", "empty", "effective_k")}
-    return Result(clustering, metrics)
+    return Result(clustering, metrics, places)
 
 
 def write_clusters(

@@ -47,8 +47,8 @@ def contact_png(images_MCHW: npt.NDArray[np.uint8], *, max_side: int = 96) -> by
     return _png(_strip(images_MCHW, (SMALLEST_SIDE, max_side)))
 
 
-def sheet_png(images_RMCHW: npt.NDArray[np.uint8]) -> bytes:
-    """A strip for each row, one below the other, as a PNG; the gap after the first image is wider.
+def sheet_png(images_RMCHW: npt.NDArray[np.uint8], *, first_gap: int | None = SHEET_GAP_PIXELS) -> bytes:
+    """A strip for each row, one below the other, as a PNG; the gap after the first image is wider, unless None is said.
 
     The longer side of an image is at most 128 pixels before it is enlarged, by a whole factor, to at least 96. Same
     images, same bytes.
@@ -57,7 +57,7 @@ def sheet_png(images_RMCHW: npt.NDArray[np.uint8]) -> bytes:
         raise ValueError(f"images must be uint8 [R, M, 1 or 3, H, W]; got {images_RMCHW.dtype} {images_RMCHW.shape}")
     if 0 in images_RMCHW.shape:
         raise ValueError("a sheet needs at least one image")
-    strips = [_strip(images_MCHW, SHEET_SIDES, first_gap=SHEET_GAP_PIXELS) for images_MCHW in images_RMCHW]
+    strips = [_strip(images_MCHW, SHEET_SIDES, first_gap=first_gap or GAP_PIXELS) for images_MCHW in images_RMCHW]
     return _png(_joined(strips, axis=0, first_gap=GAP_PIXELS))
 
 
@@ -90,12 +90,12 @@ def _tile(image_CHW: npt.NDArray[np.uint8], min_side: int, max_side: int) -> npt
     pixels = image_CHW.transpose(1, 2, 0)
     longer = max(pixels.shape[:2])
     if longer > max_side:
-        pixels = _shrunk(pixels, max_side / longer)
+        pixels = shrunk(pixels, max_side / longer)
     factor = -(-min_side // max(pixels.shape[:2]))
     return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def _shrunk(pixels_HWC: npt.NDArray[np.uint8], scale: float) -> npt.NDArray[np.uint8]:
+def shrunk(pixels_HWC: npt.NDArray[np.uint8], scale: float) -> npt.NDArray[np.uint8]:
     from PIL import Image
 
     height, width, channels = pixels_HWC.shape

@@ -17,9 +17,15 @@ PANELS: dict[str, tuple[tuple[str, ...], bool]] = {
     "loss": (("loss",), False),
     "cluster sizes": (("largest", "smallest"), True),
     "effective k": (("effective_k",), False),
+    "effective rank of the features": (("feature_rank",), False),
+    "churn": (("churn",), False),
+    "splits and merges": (("splits", "merges"), False),
 }
 SWEEP_PANELS = ("explained", "silhouette", "stability", "nmi")  # each against k
-COLOURS = ("#3b82c4", "#d9772b", "#3f9b5f")  # legible on white and on near-black
+# Legible on white and on near-black, and told apart by all kinds of sight: blue, vermilion and purple of Okabe and Ito,
+# the first lightened. Lines differ in style and mark as well.
+COLOURS = ("#2a85c9", "#d55e00", "#cc79a7")
+STYLES = (("-", "o"), ("--", "s"), (":", "^"))
 INK = "#010203"  # drawn with this, then replaced: the page's own text colour, light or dark
 
 
@@ -70,6 +76,29 @@ def sweep_curves(rows: Sequence[Row]) -> str:
     return _inline(buffer.getvalue())
 
 
+def explained_curve(ratio_d: Sequence[float]) -> str:
+    """One SVG element: the share of the variance that the first components explain together, in percent."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    together = [100 * sum(ratio_d[: place + 1]) for place in range(len(ratio_d))]
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_style("explained"))
+        figure = Figure(figsize=(4.4, 2.3), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot(range(1, len(ratio_d) + 1), together, color=COLOURS[0], linewidth=1.4)
+        axes.set_ylim(0, 103)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("components")
+        axes.set_title("variance explained, %", loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True)
+    return _inline(buffer.getvalue())
+
+
 def drawable(rows: Sequence[Row]) -> list[str]:
     """The names of the panels that have at least one value."""
     return [name for name, (columns, _) in PANELS.items() if any(_finite(row.get(c)) for row in rows for c in columns)]
@@ -80,10 +109,11 @@ def _panel(axes: "Axes", rows: Sequence[Row], name: str) -> None:
 
     columns, logarithmic = PANELS[name]
     epochs = [_number(row.get("epoch")) for row in rows]
-    for column, colour in zip(columns, COLOURS, strict=False):
+    for column, colour, (line, mark) in zip(columns, COLOURS, STYLES, strict=False):
         values = [_number(row.get(column)) for row in rows]
         if any(map(math.isfinite, values)):
-            axes.plot(epochs, values, color=colour, marker="o", markersize=3, linewidth=1.4, label=column)
+            look = {"color": colour, "linestyle": line, "marker": mark, "markersize": 3, "linewidth": 1.4}
+            axes.plot(epochs, values, **look, label=column)  # type: ignore[arg-type]
     if logarithmic:
         axes.set_yscale("symlog", linthresh=1)
         axes.set_ylim(bottom=0)

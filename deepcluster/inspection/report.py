@@ -1,20 +1,24 @@
-"""A run as one HTML page: no scripts, nothing fetched, images and curves inside, the same bytes for the same run."""
+"""A run as one HTML page: nothing fetched, images and curves inside, the same bytes for the same run.
 
-import base64
-from collections.abc import Iterator, Mapping, Sequence
+Shapes: N images, E epochs shown in the flow diagram, S images on the map, d components.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from deepcluster.inspection.gallery import contact_png, most_central
-from deepcluster.inspection.plots import curves, drawable
+from deepcluster.inspection.clusters import MOST_CLUSTERS, describe_clusters, gallery
+from deepcluster.inspection.confusion import confusion, matrix
+from deepcluster.inspection.flow import FOLLOWED, diagram
+from deepcluster.inspection.page import encodable, page, section, table, text
+from deepcluster.inspection.plots import curves, drawable, explained_curve
+from deepcluster.inspection.scatter import scatter
 from deepcluster.inspection.tables import Cells, Row, baseline_cells, epoch_cells, value_text
-
-GALLERY_BYTES = 9_000_000  # of PNG; base64 makes 12 MB of it
-THUMBNAIL_SIDES = (96, 64, 48, 32, 24, 16)
+from deepcluster.inspection.thumbnails import Images
 
 CLUSTERED = (
     "The result and the clusters below come from one final k-means on the features that the last epoch's backbone "
@@ -33,49 +37,46 @@ TARGETS_USED = (
     "reads them. The same images were trained on and clustered: nothing here is measured on held-out images."
 )
 TARGETS_ABSENT = "This data set has no true labels, so nothing here says whether the clusters mean anything."
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #1c1e21; --page: #fff; --soft: #5b6168; --line: #d5d9de; --box: #f5f6f8;
-  --warn: #fff3d6; --edge: #b7791f; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e6e9; --page: #15171a; --soft: #a3abb4; --line: #363c43;
-  --box: #1f2327; --warn: #3a2e12; --edge: #d9a441; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 68rem; color: var(--ink); background: var(--page);
-  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; } h3 { margin: 1.5rem 0 .25rem; font-size: 1rem; }
-p { max-width: 46rem; } .soft { color: var(--soft); }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .75rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; } tr.ours { font-weight: 600; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; } dd { margin: 0; }
-dt { color: var(--soft); }
-.curves { display: flex; flex-wrap: wrap; gap: 1rem; } .curves svg { max-width: 100%; height: auto; }
-.warnings { padding: .5rem 1rem; background: var(--warn); border-left: .3rem solid var(--edge); }
-.warnings ul { margin: .25rem 0; padding-left: 1.2rem; }
-figure { margin: 0 0 1rem; } figure img { display: block; image-rendering: pixelated; }
-figcaption, summary { font-size: .85rem; color: var(--soft); }
-pre { padding: 1rem; background: var(--box); overflow-x: auto; white-space: pre; overflow-wrap: normal; }
-"""
-
-
-class Images(Protocol):
-    """Images uint8 [N, C, H, W] that can be read one at a time: a NumPy or a zarr array."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    def __getitem__(self, index: int, /) -> Any: ...
+LINEAGE = (
+    "The pseudo-labels' clusters, followed: each epoch's numbers are matched with those before, so that most images "
+    "keep theirs. churn is the share of images whose cluster is another one all the same. A cluster splits when two or "
+    "more clusters each take at least a quarter of its images, and merges when two or more each give it a quarter of "
+    "theirs."
+)
+CONFUSED = (
+    "Images of each class by final cluster. Each class stands with the cluster matched with it one to one (bold), "
+    "which is what accuracy counts as right; the shade is the share of the class."
+)
+LINEAGE_COLUMNS = ("epoch", "clusters", "churn", "splits", "merges")
+PLACED = {
+    "pca": "their first two principal components; what lies close together here may be far apart in other components",
+    "tsne": "t-SNE of their first principal components, which keeps neighbours together; distances between groups, and "
+    "their sizes, mean nothing",
+    "umap": "UMAP of their first principal components, which keeps neighbours together; distances between groups mean "
+    "little",
+}
+NO_TIMINGS = (
+    "Left out, so that the same run gives the same page; report.timings: true puts them here. "
+    "data/timings.csv has them in any case."
+)
 
 
 @dataclass(frozen=True)
-class Cluster:
-    """One cluster of the gallery; purity and majority (a class name) are None without targets."""
+class Lineage:
+    """Rows of lineage.csv, and of the epochs to draw (one or more) the matched ids int32 [N]."""
 
-    number: int
-    size: int
-    central: npt.NDArray[np.int64]
-    purity: float | None
-    majority: str | None
+    rows: Sequence[Row]
+    epochs: Sequence[int]
+    trajectories_EN: Sequence[npt.NDArray[np.int32]]
+
+
+@dataclass(frozen=True)
+class Map:
+    """Which images lie where: rows int64 [S] of the data set, places float32 [S, 2], "pca", "tsne" or "umap"."""
+
+    sample_S: npt.NDArray[np.int64]
+    plane_S2: npt.NDArray[np.float32]
+    method: str
 
 
 def render_report(
@@ -92,14 +93,21 @@ def render_report(
     targets_N: npt.NDArray[np.integer[Any]] | None,
     params_text: str,
     warnings: Sequence[str],
+    ratios_N: npt.NDArray[np.floating[Any]] | None = None,
+    lineage: Lineage | None = None,
+    places: Map | None = None,
+    explained_d: npt.NDArray[np.floating[Any]] | None = None,
+    timings: Cells | None = None,
     per_cluster: int = 10,
-    max_clusters: int = 200,
+    max_clusters: int = MOST_CLUSTERS,
     clustered: str = CLUSTERED,
+    seed: int = 0,
 ) -> str:
-    """The whole page as text; write it as UTF-8.
+    """The whole page as text; write it as UTF-8. Sections of what is None are left out.
 
     summary: final values by name; those that a baseline has too stand beside it, the others in a list.
-    labels_N, distances_N: the final clustering, and each sample's distance to its centroid.
+    labels_N, distances_N: the final clustering, and each sample's distance to its centroid; ratios_N: to which it is
+    what share of the distance to the next centroid. explained_d: shares of the variance. seed: of the random members.
     clustered: what summary, baselines and labels_N are clusterings of, in sentences, if not what CLUSTERED says.
     """
     lengths = {len(sample_ids), len(labels_N), int(images.shape[0])} | (
@@ -107,67 +115,57 @@ def render_report(
     )
     if len(lengths) > 1:
         raise ValueError(f"images, sample ids, labels and targets differ in length: {sorted(lengths)}")
-    clusters = describe_clusters(labels_N, distances_N, targets_N, class_names, per_cluster)
-    body = [
-        f"<h1>{_text(title)}</h1>",
-        f"<p>{len(labels_N):,} images in {len(clusters):,} non-empty clusters.</p>",
-        _warnings(warnings),
-        _summary(summary, baselines),
-        f"<p>{_text(clustered)} {_text(TARGETS_ABSENT if targets_N is None else TARGETS_USED)}</p>",
-        _epochs(epochs),
-        _gallery(clusters, max_clusters, images, sample_ids),
-        f"<h2>Parameters</h2>\n<pre>{escape(_encodable(params_text))}</pre>",
-    ]
-    return _page(_text(title), "\n".join(part for part in body if part))
+    clusters = describe_clusters(
+        labels_N, distances_N, targets_N, class_names, per_cluster, ratios_N=ratios_N, seed=seed
+    )
+    count = f"<p>{len(labels_N):,} images in {len(clusters):,} non-empty clusters.</p>"
+    meaning = f"<p>{text(clustered)} {text(TARGETS_ABSENT if targets_N is None else TARGETS_USED)}</p>"
+    shown: dict[str, Any] = {"labels_N": labels_N, "targets_N": targets_N, "class_names": class_names}
+    sections = {
+        "result": ("Result", section("result", *_summary(summary, baselines), meaning)),
+        "epochs": ("Epochs", _epochs(epochs)),
+        "lineage": ("Lineage", _lineage(lineage)),
+        "map": ("Map", _map(places, images=images, sample_ids=sample_ids, **shown)),
+        "classes": ("Classes", _confusion(**shown)),
+        "clusters": ("Clusters", gallery(clusters, images, sample_ids, most=max_clusters)),
+        "variance": ("Variance", _explained(explained_d)),
+        "timings": ("Timings", section("timings", "Timings", _timings(timings))),
+        "parameters": ("Parameters", _parameters(params_text)),
+    }
+    body = [_header(title), count, _warnings(warnings), _contents(sections), *(part for _, part in sections.values())]
+    return page(title, "\n".join(part for part in body if part))
 
 
-def describe_clusters(
-    labels_N: npt.NDArray[np.integer[Any]],
-    distances_N: npt.NDArray[np.floating[Any]],
-    targets_N: npt.NDArray[np.integer[Any]] | None,
-    class_names: Sequence[str] | None,
-    per_cluster: int,
-) -> list[Cluster]:
-    """Every non-empty cluster, largest first (ties by number); purity is the share of its most frequent class."""
-    central = most_central(labels_N, distances_N, per_cluster=per_cluster)
-    numbers, inverse, sizes = np.unique(labels_N, return_inverse=True, return_counts=True)
-    members = np.split(np.argsort(inverse, kind="stable"), np.cumsum(sizes)[:-1])
-    clusters = []
-    for number, size, indices in zip(map(int, numbers), map(int, sizes), members, strict=True):
-        purity, majority = _majority(None if targets_N is None else targets_N[indices], class_names)
-        clusters.append(Cluster(number, size, central[number], purity, majority))
-    return sorted(clusters, key=lambda cluster: (-cluster.size, cluster.number))
+def _header(title: str) -> str:
+    return f'<header><h1>{text(title)}</h1><button type="button" id="theme" hidden>Light or dark</button></header>'
 
 
-def _majority(
-    targets: npt.NDArray[np.integer[Any]] | None, class_names: Sequence[str] | None
-) -> tuple[float | None, str | None]:
-    if targets is None:
-        return None, None
-    classes, counts = np.unique(targets, return_counts=True)
-    winner = int(classes[counts.argmax()])
-    return float(counts.max() / counts.sum()), class_names[winner] if class_names else str(winner)
+def _contents(sections: Mapping[str, tuple[str, str]]) -> str:
+    items = "".join(f'<li><a href="#{name}">{heading}</a></li>' for name, (heading, part) in sections.items() if part)
+    return f'<nav aria-label="Contents"><ul>{items}</ul></nav>'
 
 
 def _warnings(warnings: Sequence[str]) -> str:
     if not warnings:
         return ""
-    items = "".join(f"<li>{_text(warning)}</li>" for warning in warnings)
+    items = "".join(f"<li>{text(warning)}</li>" for warning in warnings)
     return f'<div class="warnings" role="note"><strong>Warnings</strong><ul>{items}</ul></div>'
 
 
-def _summary(summary: Mapping[str, float | int | str | None], baselines: Mapping[str, Mapping[str, float]]) -> str:
-    """The run's numbers in one table with the baselines, and what no baseline has as a list."""
+def _summary(
+    summary: Mapping[str, float | int | str | None], baselines: Mapping[str, Mapping[str, float]]
+) -> list[str]:
+    """Heading, the run's numbers in one table with the baselines, and what no baseline has as a list."""
     shared = {name for values in baselines.values() for name in values}
     ours = {key: value for key, value in summary.items() if key in shared and isinstance(value, int | float)}
-    parts = [f"<h2>Result{' beside the baselines' if baselines else ''}</h2>"]
+    parts = [f"Result{' beside the baselines' if baselines else ''}"]
     if baselines:
-        parts.append(_table(baseline_cells({"DeepCluster": ours, **baselines}), first_is_ours=True))
+        parts.append(table(baseline_cells({"DeepCluster": ours, **baselines}), first_is_ours=True, label="Result"))
     rest = [(key, value) for key, value in summary.items() if key not in ours]
     if rest:
-        items = "".join(f"<dt>{_text(key)}</dt><dd>{_text(_shown(key, value))}</dd>" for key, value in rest)
+        items = "".join(f"<dt>{text(key)}</dt><dd>{text(_shown(key, value))}</dd>" for key, value in rest)
         parts.append(f"<dl>{items}</dl>")
-    return "\n".join(parts)
+    return parts
 
 
 def _shown(key: str, value: float | int | str | None) -> str:
@@ -176,100 +174,74 @@ def _shown(key: str, value: float | int | str | None) -> str:
 
 def _epochs(epochs: Sequence[Row]) -> str:
     if not epochs:
-        return "<h2>Epochs</h2>\n<p>No epoch has been evaluated.</p>"
-    plots = "\n".join(
-        f'<div role="img" aria-label="{name} by epoch">{curves(epochs, panels=[name])}</div>'
-        for name in drawable(epochs)
+        return section("epochs", "Epochs", "<p>No epoch has been evaluated.</p>")
+    plots = _plots(epochs)
+    return section("epochs", "Epochs", f"<p>{PSEUDO_LABELS}</p>", table(epoch_cells(epochs), label="Epochs"), plots)
+
+
+def _plots(rows: Sequence[Row]) -> str:
+    drawn = (
+        f'<div role="img" aria-label="{name} by epoch">{curves(rows, panels=[name])}</div>' for name in drawable(rows)
     )
-    return f'<h2>Epochs</h2>\n<p>{PSEUDO_LABELS}</p>\n{_table(epoch_cells(epochs))}\n<div class="curves">{plots}</div>'
+    return f'<div class="curves">{"".join(drawn)}</div>'
 
 
-def _table(cells: Cells, *, first_is_ours: bool = False) -> str:
-    head = "".join(f'<th scope="col">{_text(name)}</th>' for name in cells.columns)
-    lines = []
-    for index, row in enumerate(cells.rows):
-        kind = ' class="ours"' if first_is_ours and index == 0 else ""
-        first = f'<th scope="row">{_text(row[0])}</th>'
-        lines.append(f"<tr{kind}>{first}{''.join(f'<td>{_text(value)}</td>' for value in row[1:])}</tr>")
-    body = "\n".join(lines)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+def _lineage(lineage: Lineage | None) -> str:
+    if lineage is None or len(lineage.rows) < 2:
+        return ""
+    drawn = diagram(lineage.epochs, lineage.trajectories_EN)
+    notes = [f"The {FOLLOWED} largest clusters have a bar of their own; point at one to follow it."]
+    if len(lineage.epochs) < len(lineage.rows):
+        notes.append(f"Of {len(lineage.rows)} epochs {len(lineage.epochs)} are drawn, evenly spaced.")
+    cells = epoch_cells(lineage.rows, LINEAGE_COLUMNS)
+    return section(
+        "lineage",
+        "Lineage",
+        f"<p>{LINEAGE}</p>",
+        _plots(lineage.rows),
+        f"<p>{' '.join(notes)}</p>",
+        f'<div class="wide flow" tabindex="0" role="region" aria-label="Flow of images">{drawn}</div>',
+        f"<details><summary>numbers of each epoch</summary>{table(cells, label='Lineage')}</details>",
+    )
 
 
-def _gallery(clusters: Sequence[Cluster], max_clusters: int, images: Images, sample_ids: Sequence[str]) -> str:
-    shown = clusters[:max_clusters]
-    strips = _strips(shown, images)
-    notes = ["Clusters from large to small; in each, the images nearest to the centroid, nearest first."]
-    if len(shown) < len(clusters):
-        notes.append(f"The {len(clusters) - len(shown):,} smallest clusters are left out.")
-    if len(strips) < len(shown):
-        notes.append(f"To keep this page small, only the first {len(strips):,} have pictures.")
-    figures = [
-        _figure(cluster, strips[index] if index < len(strips) else None, sample_ids)
-        for index, cluster in enumerate(shown)
-    ]
-    return f"<h2>Clusters</h2>\n<p>{' '.join(notes)}</p>\n" + "\n".join(figures)
+def _map(places: Map | None, **shown: Any) -> str:
+    if places is None:
+        return ""
+    note = (
+        f"<p>{len(places.sample_S):,} images, evenly spaced over the data set, by the features that the final clusters "
+        f"were made of: {PLACED[places.method]}.</p>"
+    )
+    drawn = scatter(plane_S2=places.plane_S2, sample_S=places.sample_S, method=places.method, **shown)
+    return section("map", "Map of the features", note, drawn)
 
 
-def _figure(cluster: Cluster, strip: bytes | None, sample_ids: Sequence[str]) -> str:
-    names = ", ".join(_text(sample_ids[int(index)]) for index in cluster.central)
-    facts = f"{cluster.size:,} image{'' if cluster.size == 1 else 's'}"
-    if cluster.purity is not None:
-        facts += f", {cluster.purity:.0%} {_text(str(cluster.majority))}"
-    picture = ""
-    if strip is not None:
-        data = base64.b64encode(strip).decode("ascii")
-        alt = f"The {len(cluster.central)} most central images of cluster {cluster.number}: {names}"
-        picture = f'<div class="wide"><img alt="{alt}" src="data:image/png;base64,{data}"></div>'
-    caption = f"<figcaption><details><summary>file names</summary>{names}</details></figcaption>"
-    return f"<h3>Cluster {cluster.number}: {facts}</h3>\n<figure>{picture}{caption}</figure>"
+def _confusion(
+    labels_N: npt.NDArray[np.integer[Any]],
+    targets_N: npt.NDArray[np.integer[Any]] | None,
+    class_names: Sequence[str] | None,
+) -> str:
+    if targets_N is None:
+        return ""
+    return section(
+        "classes", "Classes and clusters", f"<p>{CONFUSED}</p>", matrix(confusion(targets_N, labels_N), class_names)
+    )
 
 
-def _strips(clusters: Sequence[Cluster], images: Images) -> list[bytes]:
-    """A strip for each cluster at the largest thumbnail size that keeps the page small.
-
-    If even the smallest is too much, strips for the first clusters only.
-    """
-    strips: list[bytes] = []
-    for side in THUMBNAIL_SIDES:
-        strips = list(_within_budget(clusters, images, side))
-        if len(strips) == len(clusters):
-            break
-    return strips
+def _explained(explained_d: npt.NDArray[np.floating[Any]] | None) -> str:
+    if explained_d is None:
+        return ""
+    total = float(np.sum(explained_d, dtype=np.float64))
+    note = f"The last epoch's PCA: {len(explained_d):,} components keep {total:.1%} of the features' variance."
+    drawn = explained_curve([float(value) for value in explained_d])
+    label = 'role="img" aria-label="variance explained by the first components"'
+    figure = f'<div class="curves"><div {label}>{drawn}</div></div>'
+    return section("variance", "Explained variance", f"<p>{note}</p>", figure)
 
 
-def _within_budget(clusters: Sequence[Cluster], images: Images, side: int) -> Iterator[bytes]:
-    used = 0
-    for cluster in clusters:
-        strip = contact_png(np.stack([np.asarray(images[int(index)]) for index in cluster.central]), max_side=side)
-        used += len(strip)
-        if used > GALLERY_BYTES:
-            return
-        yield strip
+def _timings(timings: Cells | None) -> str:
+    return f"<p>{NO_TIMINGS}</p>" if timings is None else table(timings, label="Timings")
 
 
-def _page(title: str, body: str) -> str:
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
-
-
-def _text(value: object) -> str:
-    """Any value as HTML text or attribute; control characters, such as a line break in a file name, become visible."""
-    printable = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(value))
-    return escape(printable)
-
-
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+def _parameters(params_text: str) -> str:
+    return section("parameters", "Parameters", f"<pre>{escape(encodable(params_text))}</pre>")

@@ -68,6 +68,18 @@ def trust_line(measures: Mapping[str, float | int | None]) -> str:
     return f"Without labels ({measures['images']:,} images): {', '.join(values)}" if values else ""
 
 
+def timing_cells(timings: Mapping[str, Sequence[tuple[float, float]]]) -> Cells:
+    """A row a stage: how often it ran, seconds in all and on average, its share of all stages' time, peak memory."""
+    total = sum(seconds for runs in timings.values() for seconds, _ in runs)
+    rows = []
+    for stage, runs in timings.items():
+        seconds = sum(taken for taken, _ in runs)
+        share = f"{seconds / total:.1%}" if total else "-"
+        peak = max(memory for _, memory in runs)
+        rows.append([stage, f"{len(runs)}", f"{seconds:.2f}", f"{seconds / len(runs):.2f}", share, f"{peak:,.0f}"])
+    return Cells(["stage", "runs", "seconds", "each", "share", "peak MB"], rows)
+
+
 def value_text(name: str, value: float | None) -> str:
     """Counts without decimals, effective_k with one, everything else with four; "-" for None."""
     if value is None:

@@ -227,6 +227,13 @@ class Evaluate(Section):
     gallery: Annotated[int, Field(ge=1, le=100)] = 10
 
 
+class Report(Section):
+    """What the report shows: see `deepcluster.inspection`. Nothing else reads this."""
+
+    map: Literal["pca", "tsne", "umap"] = "pca"
+    timings: bool = False
+
+
 class Params(Section):
     """The whole of params.yaml."""
 
@@ -241,3 +248,4 @@ class Params(Section):
     train: Train = Field(default_factory=Train)
     augment: Augment = Field(default_factory=Augment)
     evaluate: Evaluate = Field(default_factory=Evaluate)
+    report: Report = Field(default_factory=Report)
