@@ -296,6 +296,7 @@ def made_record(job: Job, slot: Slot, outcome: Outcome, shared: Circumstances) -
         seed=job.seed,
         status="finished" if outcome.status == FINISHED else "failed",
         error=error,
+        failed_at=None if outcome.status == FINISHED else outcome.stage,
         date=time.strftime("%Y-%m-%d"),
         commit=shared.commit,
         dirty=shared.dirty,

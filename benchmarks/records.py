@@ -27,6 +27,8 @@ class Record:
     status: Literal["finished", "failed"]
     error: str | None
     """The line that a failed run ended with."""
+    failed_at: str | None
+    """Its stage, e.g. train@7."""
     date: str
     commit: str | None
     dirty: bool

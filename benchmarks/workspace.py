@@ -117,7 +117,7 @@ class Slot:
         """Write params.yaml and the schedule; ExperimentsError where they are refused."""
         overrides = experiment.overrides(seed, root)
         settings = [argument for override in overrides for argument in ("-S", override)]
-        words = ["plan"] if experiment.recipe == "params" else ["recipe", experiment.recipe]
+        words = ["plan"] if experiment.recipe in (None, "params") else ["recipe", experiment.recipe]
         done = self.command("deepcluster", *words, *settings)
         if done.status != FINISHED:
             raise ExperimentsError(f"{run_name(experiment.name, seed)}: {done.error}")
