@@ -165,7 +165,7 @@ def rounded(csv_text: str) -> list[str]:
     def field(text: str) -> str:
         try:
             whole = text.lstrip("-").isdigit()
-            return text if whole else f"{float(text):.{DIGITS}f}".rstrip("0").rstrip(".")
+            return text if whole else f"{round(float(text), DIGITS) + 0.0:.{DIGITS}f}".rstrip("0").rstrip(".")
         except ValueError:
             return text
 

@@ -12,7 +12,7 @@ from benchmarks.experiments import Experiment
 from benchmarks.records import Record, changed_keys
 from benchmarks.scores import HEADINGS, MEASURES, Features, Measure, paired, score, scores, statistic
 
-NONE = "–"  # noqa: RUF001 - as tables write what there is not
+NONE = "–"  # noqa: RUF001 - where there is no number
 PUBLISHED = Path(__file__).with_name("published.yaml")
 BASELINES: Mapping[Features, str] = {"pixels": "k-means on pixels", "untrained": "untrained backbone"}
 
