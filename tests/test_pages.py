@@ -69,12 +69,12 @@ class TestOverview:
             final = {"accuracy": accuracy, "nmi": 0.5, "ari": 0.4}
             metrics = {"final": final, "baselines": {"pixels": {"accuracy": accuracy / 2, "nmi": 0.25}}}
             metrics |= {"test": {"final": {"accuracy": 0.6, "nmi": 0.3}}, "knn": {"final": {"20": 0.95}}}
-            put(folder, "base", seed, None, metrics=metrics, wall_seconds=40.0 + seed, alone=seed != 3)
+            put(folder, "base", seed, None, metrics=metrics, wall_seconds=40.0 + 10 * seed, alone=seed != 3)
         found = lines(folder)
         assert found[:5] == [
             "|  | NMI | ARI | accuracy | test NMI | test accuracy | k-NN | linear probe | runs | epochs | wall time |",
             "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-            "| **base**, median | 0.500 | 0.400 | 0.800 | 0.300 | 0.600 | 0.950 | – | 3 | 4 | 42 s |",
+            "| **base**, median | 0.500 | 0.400 | 0.800 | 0.300 | 0.600 | 0.950 | – | 3 | 4 | 55 s |",
             "| **base**, worst | 0.500 | 0.400 | 0.700 | 0.300 | 0.600 | 0.950 | – |  |  |  |",
             "| k-means on pixels (base) | 0.250 | – | 0.400 | – | – | – | – | 3 |  |  |",
         ]
