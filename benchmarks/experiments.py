@@ -36,24 +36,31 @@ class Experiment(BaseModel):
     group: Group
     asks: Annotated[str, Field(min_length=1)]
     """One sentence: what it is run for; in the pages it says what a row is."""
-    recipe: str = "params"
-    """A file of recipes/, or `params` for params.yaml itself."""
+    recipe: str | None = None
+    """A file of recipes/, or `params` for params.yaml itself. None: the base's, else params."""
     set: list[str] = Field(default_factory=list)
-    """KEY=VALUE, as `deepcluster set` takes it."""
+    """KEY=VALUE, as `deepcluster set` takes it: changes to the base, else to the recipe."""
     seeds: Annotated[list[int], BeforeValidator(_counted)]
     base: str | None = None
-    """The experiment that it is compared with."""
+    """The experiment whose settings it starts from, and that an ablation is compared with."""
     root: str | None = None
-    """Which `--root NAME=FOLDER` holds its images. None: that of data.name, if any is given."""
+    """Which `--root NAME=FOLDER` holds its images. None: the base's, else that of data.name, if any is given."""
+    inherited: list[str] = Field(default_factory=list, exclude=True)
+    """What bases set and this one does not; filled in when the file is read."""
 
     @property
     def recipe_file(self) -> str:
-        return "params.yaml" if self.recipe == "params" else f"recipes/{self.recipe}.yaml"
+        return "params.yaml" if self.recipe in (None, "params") else f"recipes/{self.recipe}.yaml"
+
+    @property
+    def settings(self) -> list[str]:
+        """KEY=VALUE of everything that differs from the recipe."""
+        return [*self.inherited, *self.set]
 
     def overrides(self, seed: int, root: str | None = None) -> list[str]:
         """KEY=VALUE of one run."""
         placed = [f"data.root={root}"] if root is not None else []
-        return [*self.set, f"seed={seed}", *placed]
+        return [*self.settings, f"seed={seed}", *placed]
 
     def params(self, seed: int, project: Path = CHECKOUT) -> Params:
         """The settings of one run, as the project's recipe has them now; ParamsError if they are not valid."""
@@ -87,7 +94,22 @@ def load_experiments(path: Path = FILE) -> dict[str, Experiment]:
     mistakes += [f"{path}: {line}" for line in _contradictions(found, content)]
     if mistakes:
         raise ExperimentsError("\n".join(mistakes))
-    return found
+    return {name: _with_base(entry, found, path) for name, entry in found.items()}
+
+
+def _with_base(
+    entry: Experiment, entries: dict[str, Experiment], path: Path, below: tuple[str, ...] = ()
+) -> Experiment:
+    """The entry with what it takes over from its base, and that from its own."""
+    if entry.base is None:
+        return entry
+    if entry.name in below:
+        raise ExperimentsError(f"{path}: {entry.name}: base: leads back to itself")
+    base = _with_base(entries[entry.base], entries, path, (*below, entry.name))
+    own = {setting.partition("=")[0].strip() for setting in entry.set}
+    inherited = [setting for setting in base.settings if setting.partition("=")[0].strip() not in own]
+    taken = {"recipe": entry.recipe or base.recipe, "root": entry.root or base.root, "inherited": inherited}
+    return entry.model_copy(update=taken)
 
 
 def chosen(experiments: dict[str, Experiment], names: list[str]) -> list[Experiment]:
@@ -109,6 +131,8 @@ def _contradictions(found: dict[str, Experiment], content: dict[Any, Any]) -> li
             lines.append(f"{name}: seeds: must be a number of seeds, or a list of different ones; got {entry.seeds}")
         if entry.base == name or (entry.base is not None and entry.base not in map(str, content)):
             lines.append(f"{name}: base: must be another experiment; got {entry.base!r}")
+        if "inherited" in (content[name] or {}):
+            lines.append(f"{name}: inherited: is filled in from `base`")
         if any(setting.partition("=")[0].strip() in ("seed", "data.root") for setting in entry.set):
             lines.append(f"{name}: set: seed and data.root come from `seeds` and `root`")
         if name in ("results", "ablations"):

@@ -27,6 +27,8 @@ class Record:
     status: Literal["finished", "failed"]
     error: str | None
     """The line that a failed run ended with."""
+    failed_at: str | None
+    """Its stage, e.g. train@7."""
     date: str
     commit: str | None
     dirty: bool
@@ -163,7 +165,7 @@ def rounded(csv_text: str) -> list[str]:
     def field(text: str) -> str:
         try:
             whole = text.lstrip("-").isdigit()
-            return text if whole else f"{float(text):.{DIGITS}f}".rstrip("0").rstrip(".")
+            return text if whole else f"{round(float(text), DIGITS) + 0.0:.{DIGITS}f}".rstrip("0").rstrip(".")
         except ValueError:
             return text
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +70,7 @@ class Slot:
         self.root = workspace.resolve() / f"project-{number}"
         self.threads = threads
         self._running: subprocess.Popen[str] | None = None
+        self._stopped = False
 
     def copy_project(self, commit: str) -> None:
         """The checkout's pipeline, code and recipes as they are now, committed in a repository of the slot's own."""
@@ -117,7 +119,7 @@ class Slot:
         """Write params.yaml and the schedule; ExperimentsError where they are refused."""
         overrides = experiment.overrides(seed, root)
         settings = [argument for override in overrides for argument in ("-S", override)]
-        words = ["plan"] if experiment.recipe == "params" else ["recipe", experiment.recipe]
+        words = ["plan"] if experiment.recipe in (None, "params") else ["recipe", experiment.recipe]
         done = self.command("deepcluster", *words, *settings)
         if done.status != FINISHED:
             raise ExperimentsError(f"{run_name(experiment.name, seed)}: {done.error}")
@@ -152,6 +154,8 @@ class Slot:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
         )  # fmt: skip
         self._running = process
+        if self._stopped:  # before this one began
+            self.stop()
         assert process.stdout is not None
         lines = []
         with open(log or os.devnull, "w", encoding="utf-8") as file:
@@ -169,9 +173,11 @@ class Slot:
         return Outcome(process.returncode, wall, usage.ru_utime + usage.ru_stime, "".join(lines))
 
     def stop(self) -> None:
-        """End what runs here, if anything does."""
+        """End what runs here, and whatever would be run."""
+        self._stopped = True
         if (process := self._running) is not None:
-            os.killpg(process.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):  # it has just ended
+                os.killpg(process.pid, signal.SIGTERM)
 
     def git(self, *arguments: str) -> str:
         done = subprocess.run(
@@ -191,6 +197,7 @@ class Slot:
             "DVC_NO_ANALYTICS": "1",
             "DVC_SITE_CACHE_DIR": str(self.root / ".git/dvc-site"),
             "GIT_CONFIG_GLOBAL": os.devnull,
+            "GIT_CEILING_DIRECTORIES": str(self.root.parent),  # a slot without a repository must not act on ours
             **{f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in tool.items()},
             "OMP_NUM_THREADS": str(self.threads),
             "PYTHONUNBUFFERED": "1",

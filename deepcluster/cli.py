@@ -80,8 +80,7 @@ def recipe(
 
     The section `data` is replaced as well: name your images with -S data.root=FOLDER.
     """
-    from deepcluster.plan import plan as write_plan
-    from deepcluster.settings import RECIPES, recipes, use_recipe
+    from deepcluster.settings import RECIPES, recipes
 
     if name is None and overrides:
         raise UserError("recipe: -S needs the name of a recipe to set keys in")
@@ -91,6 +90,14 @@ def recipe(
         for found, about in recipes().items():
             print(f"{found}: {about}")
         return
+    _take_recipe(name, overrides)
+
+
+def _take_recipe(name: str, overrides: list[str] | None) -> None:
+    """Put a recipe in the place of params.yaml, write its schedule, and say so."""
+    from deepcluster.plan import plan as write_plan
+    from deepcluster.settings import RECIPES, use_recipe
+
     changes, kept = use_recipe(name, overrides or [])
     for change in changes:
         print(f"{RECIPES / name}.yaml: {change}")
@@ -126,17 +133,30 @@ def run(
         list[str] | None, typer.Argument(help="DVC stages, e.g. train@3. [default: the whole pipeline]")
     ] = None,
     overrides: Overrides = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe", metavar="NAME", help="Use a file of recipes/ as params.yaml first. [default: as it is]"
+        ),
+    ] = None,
 ) -> None:
     """Bring the pipeline up to date in one process: what `dvc repro` does, without its start-up costs.
 
     Writes the schedule first. DVC decides what is stale; dvc.lock, cache and artifacts end as after `dvc repro`.
+
+    --recipe NAME is `deepcluster recipe NAME` before that, -S being changes to the recipe: the whole of params.yaml is
+    replaced, and kept beside it unless it is a recipe as it stands or kept already. The same command again carries on:
+    it replaces nothing.
     """
     from deepcluster.plan import plan as write_plan
     from deepcluster.plan import rate_ends_elsewhere
     from deepcluster.runner import run as run_pipeline
 
-    override(overrides, plans=True)
-    write_plan()
+    if recipe is None:
+        override(overrides, plans=True)
+        write_plan()
+    else:
+        _take_recipe(recipe, overrides)
     if note := rate_ends_elsewhere(load_params()):
         print(note)
     count = run_pipeline(targets or [])

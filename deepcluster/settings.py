@@ -25,7 +25,7 @@ def set_params(overrides: Sequence[str]) -> list[Change]:
 
 def recipes() -> dict[str, str]:
     """The names of the recipes, sorted, each with the comment in the first line of its file."""
-    files = sorted(RECIPES.glob("*.yaml"))
+    files = sorted(RECIPES.glob("*.yaml"), key=lambda file: file.stem)
     return {file.stem: read_text(file).partition("\n")[0].lstrip("#").strip() for file in files}
 
 
@@ -33,7 +33,7 @@ def use_recipe(name: str, overrides: Sequence[str] = ()) -> tuple[list[Change], 
     """Replace params.yaml by a recipe with these overrides; what they change in it, and where the old file was kept.
 
     The whole is replaced, `data` too: a recipe's settings belong together. A params.yaml that differs is copied first,
-    never over another copy.
+    never over another copy; not if it is a recipe as it stands, which can be taken again.
     """
     known = recipes()
     if name not in known:
@@ -44,7 +44,7 @@ def use_recipe(name: str, overrides: Sequence[str] = ()) -> tuple[list[Change], 
     try:
         if PARAMS_FILE.exists() and PARAMS_FILE.read_bytes() == text.encode():
             return changes, None
-        kept = _keep(PARAMS_FILE) if PARAMS_FILE.exists() else None
+        kept = _keep(PARAMS_FILE) if PARAMS_FILE.exists() and not _is_recipe(PARAMS_FILE) else None
     except OSError as error:
         raise ParamsError(f"{PARAMS_FILE}: cannot be read: {error.strerror}") from None
     _write(text)
@@ -58,6 +58,11 @@ def _write(text: str) -> None:
     artifacts.write_text(target, text)
     if mode is not None:
         target.chmod(mode)
+
+
+def _is_recipe(path: Path) -> bool:
+    content = path.read_bytes()
+    return any(recipe.read_bytes() == content for recipe in RECIPES.glob("*.yaml"))
 
 
 def _keep(path: Path) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import CHECKOUT
+from dataset_files import cifar_batch, write_idx
 from PIL import Image
 from ruamel.yaml import YAML
 
@@ -16,7 +17,8 @@ from deepcluster.params import load_params
 from deepcluster.params.edit import leaves
 from deepcluster.plan import scheduled_epochs
 
-RECIPES = sorted((CHECKOUT / "recipes").glob("*.yaml"))
+RECIPES = sorted((CHECKOUT / "recipes").glob("*.yaml"), key=lambda path: path.stem)
+NAMES = ", ".join(path.stem for path in RECIPES)
 PAPER = CHECKOUT / "recipes/paper-alexnet.yaml"
 IMAGES = 36
 SMALL = {"cluster.k": 4, "data.image_size": 20, "pca.components": 6, "epochs": 1, "evaluate.restarts": 1}
@@ -66,6 +68,17 @@ class TestEveryRecipe:
         assert len(first) <= 120
 
 
+def test_digits_is_the_params_file_that_the_project_comes_with():
+    """Line by line, comments too, below a header of its own."""
+    shipped, recipe = ((CHECKOUT / name).read_text() for name in ("params.yaml", "recipes/digits.yaml"))
+    assert recipe[recipe.index("\nseed:") :] == shipped[shipped.index("\nseed:") :]
+
+
+def test_the_page_on_recipes_names_each():
+    text = (CHECKOUT / "docs/recipes.md").read_text(encoding="utf-8")
+    assert [name for name in NAMES.split(", ") if f"| `{name}` |" not in text] == []
+
+
 def test_the_papers_setting():
     expected = {
         "epochs": 500,
@@ -108,9 +121,12 @@ class TestCommand:
     def test_without_a_name_lists_them_with_their_first_line(self, outcome, folder):
         (folder / "recipes/another.yaml").write_text("#   What it is\nseed: 1\n")
         status, out, _ = outcome("recipe")
-        first = PAPER.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        lines = out.splitlines()
         assert status == 0
-        assert out.splitlines() == ["another: What it is", f"paper-alexnet: {first}"]
+        assert [line.partition(": ")[0] for line in lines] == sorted(["another", *(path.stem for path in RECIPES)])
+        assert lines[0] == "another: What it is"
+        first = PAPER.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        assert f"paper-alexnet: {first}" in lines
 
     def test_replaces_params_keeps_the_old_file_and_plans(self, outcome, folder):
         before = Path("params.yaml").read_bytes()
@@ -149,6 +165,15 @@ class TestCommand:
         assert outcome("recipe", "paper-alexnet")[1] == "params.yaml: recipe paper-alexnet, 500 epochs\n"
         assert not list(Path().glob("params.before-recipe*"))
 
+    def test_does_not_keep_a_recipe_as_it_stands(self, outcome, folder):
+        outcome("recipe", "paper-alexnet")
+        Path("params.before-recipe.yaml").unlink()
+        expected = "params.yaml: recipe digits, 20 epochs\n"
+        assert outcome("recipe", "digits") == (0, expected, "")
+        assert not list(Path().glob("params.before-recipe*"))
+        Path("params.yaml").write_text(Path("params.yaml").read_text().replace("seed: 1 ", "seed: 2 "))
+        assert "the file before is params.before-recipe.yaml" in outcome("recipe", "paper-alexnet")[1]
+
     def test_does_not_need_the_old_file_nor_read_it(self, outcome, folder):
         Path("params.yaml").write_bytes(b"\xff not yaml: [")
         assert outcome("recipe", "paper-alexnet")[0] == 0
@@ -160,8 +185,8 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (("papr-alexnet",), "papr-alexnet: no such recipe; did you mean 'paper-alexnet'?; there are paper-alexnet"),
-            (("../params",), "../params: no such recipe; there are paper-alexnet"),
+            (("papr-alexnet",), f"papr-alexnet: no such recipe; did you mean 'paper-alexnet'?; there are {NAMES}"),
+            (("../params",), f"../params: no such recipe; there are {NAMES}"),
             (("paper-alexnet", "-S", "cluster.k=1"), "recipes/paper-alexnet.yaml: cluster.k: must be >= 2; got 1"),
             (("-S", "cluster.k=3"), "recipe: -S needs the name of a recipe to set keys in"),
         ],
@@ -183,6 +208,110 @@ class TestCommand:
         message = "recipes: no such folder; run this in the project's folder, the one with dvc.yaml"
         assert outcome("recipe") == (2, "", f"error: {message}\n")
         assert outcome("recipe", "x")[2] == "error: x: no such recipe; recipes holds none\n"
+
+
+class TestRunWithARecipe:
+    """What `deepcluster run --recipe` hands to the runner, whose own tests have the rest."""
+
+    @pytest.fixture
+    def ran(self, monkeypatch):
+        """The settings, schedule and targets of each run, which does nothing."""
+        from deepcluster import runner
+
+        found = []
+
+        def run(targets):
+            found.append((load_params(), scheduled_epochs(), list(targets)))
+            return 0
+
+        monkeypatch.setattr(runner, "run", run)
+        return found
+
+    def test_is_recipe_and_run(self, outcome, folder, ran):
+        before = Path("params.yaml").read_bytes()
+        overrides = ("-S", "data.root=/photos", "-S", "epochs=3")
+        status, out, err = outcome("run", "--recipe", "paper-alexnet", *overrides, "train@2")
+        assert (status, err) == (0, "")
+        assert out.splitlines() == [
+            "recipes/paper-alexnet.yaml: data.root: /path/to/photographs -> /photos",
+            "recipes/paper-alexnet.yaml: epochs: 500 -> 3",
+            "params.yaml: recipe paper-alexnet, 3 epochs; the file before is params.before-recipe.yaml",
+            "everything is up to date",
+        ]
+        assert Path("params.before-recipe.yaml").read_bytes() == before
+        ((params, schedule, targets),) = ran
+        assert (params.model.arch, params.data.root, params.epochs) == ("alexnet", "/photos", 3)
+        assert (schedule, targets) == ([1, 2, 3], ["train@2"])
+
+    def test_again_replaces_and_keeps_nothing_more(self, outcome, folder, ran):
+        for _ in range(3):
+            outcome("run", "--recipe", "paper-alexnet", "-S", "epochs=3")
+        assert [schedule for _, schedule, _ in ran] == [[1, 2, 3]] * 3
+        assert [path.name for path in Path().glob("params.before-recipe*")] == ["params.before-recipe.yaml"]
+
+    def test_own_changes_give_way_and_are_kept_once(self, outcome, folder, ran):
+        for _ in range(3):
+            outcome("run", "--recipe", "digits")
+            outcome("set", "cluster.k=7")
+        outcome("run", "--recipe", "digits")
+        assert ran[-1][0] == load_params(CHECKOUT / "params.yaml")
+        kept = [load_params(path).cluster.k for path in sorted(Path().glob("params.before-recipe*"))]
+        assert sorted(kept) == [7, 30]  # 30: the file that the project comes with
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("--recipe", "digit"), f"digit: no such recipe; did you mean 'digits'?; there are {NAMES}"),
+            (("--recipe", "digits", "-S", "cluster.k=1"), "recipes/digits.yaml: cluster.k: must be >= 2; got 1"),
+        ],
+    )
+    def test_a_mistake_runs_and_changes_nothing(self, outcome, folder, ran, arguments, message):
+        assert outcome("run", *arguments) == (2, "", f"error: {message}\n")
+        assert Path("params.yaml").read_bytes() == (CHECKOUT / "params.yaml").read_bytes()
+        assert ran == []
+        assert not layout.SCHEDULE.exists()
+
+
+SCALED = {"epochs": 1, "train.epoch_size": 0.5, "pca.components": 6, "cluster.k": 4, "evaluate.restarts": 1}
+STAGES = ("prepare", "initialise", "extract@1", "pca@1", "cluster@1", "train@1", "evaluate", "report")
+
+
+def write_data(name: str, root: Path) -> None:
+    """A few images where a recipe's data set is looked for."""
+    rng = np.random.default_rng(0)
+    labels_N = np.arange(IMAGES) % 3
+    match name:
+        case "mnist":
+            for split in ("train", "test"):
+                images_NHW = rng.integers(0, 256, (IMAGES, 28, 28)).astype(np.uint8)
+                write_idx(root / "MNIST/raw", split, images_NHW, labels_N.astype(np.uint8))
+        case "cifar10":
+            folder = root / "cifar-10-batches-py"
+            folder.mkdir(parents=True)
+            for batch in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+                rows_ND = rng.integers(0, 256, (IMAGES // 5, 3072)).astype(np.uint8)
+                (folder / batch).write_bytes(cifar_batch(rows_ND, labels_N[: IMAGES // 5].tolist()))
+        case "folder":
+            write_photographs(root)
+        case "digits":
+            pass
+        case _:
+            raise AssertionError(f"{name}: no images for it here")
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if path != PAPER], ids=lambda path: path.stem)
+def test_every_recipe_runs_through_all_stages_scaled_down(outcome, folder, tmp_path, path):
+    write_data(load_params(path).data.name, tmp_path / "some data")
+    overrides = [argument for key, value in SCALED.items() for argument in ("-S", f"{key}={value}")]
+    assert outcome("recipe", path.stem, *overrides, "-S", f"data.root={tmp_path / 'some data'}")[0] == 0
+    for stage in STAGES:
+        name, _, number = stage.partition("@")
+        status, _, err = outcome(name, *(("--epoch", number) if number else ()))
+        assert status == 0, err
+    metrics = json.loads((layout.EVALUATION / "metrics.json").read_text())
+    assert metrics["epoch"] == 1
+    assert 0 <= metrics["final"]["nmi"] <= 1
+    assert layout.REPORT.stat().st_size > 10_000
 
 
 def test_one_epoch_of_the_papers_setting_scaled_down(outcome, folder, tmp_path, monkeypatch):
@@ -253,13 +382,35 @@ def check_training(given: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_dvc_exp_run_works_after_it(unstarted, tmp_path):
-    project = unstarted.clone(tmp_path / "a project")
-    shutil.copytree(CHECKOUT / "recipes", project.root / "recipes")
-    write_photographs(tmp_path / "photos")
-    project.run("deepcluster", "recipe", "paper-alexnet", "-S", f"data.root={tmp_path / 'photos'}", *SET)
-    project.commit("The paper's setting")
-    project.dvc("exp", "run", "-S", "cluster.k=3")
-    assert load_params(project.root / "params.yaml").cluster.k == 3
-    metrics = json.loads((project.root / "data/evaluation/metrics.json").read_text())
-    assert metrics["epoch"] == 1
+class TestAsAnExperiment:
+    """As docs/recipes.md shows it, nothing committed in between."""
+
+    @pytest.fixture
+    def with_recipes(self, unstarted, tmp_path):
+        project = unstarted.clone(tmp_path / "a project")
+        shutil.copytree(CHECKOUT / "recipes", project.root / "recipes")
+        project.commit("Recipes")
+        write_photographs(tmp_path / "photos")
+        project.run("deepcluster", "recipe", "paper-alexnet", "-S", f"data.root={tmp_path / 'photos'}", *SET)
+        return project
+
+    def test_a_recipe_is_run_under_a_name_and_varied(self, with_recipes):
+        project = with_recipes
+        project.dvc("exp", "run", "--name", "paper")
+        project.dvc("exp", "run", "--name", "fewer", "--set-param", "cluster.k=3")
+        shown = json.loads(project.dvc("exp", "show", "--json").stdout)
+        found = {
+            each["name"]: each["revs"][0]["data"]["params"]["params.yaml"]["data"]["cluster"]["k"]
+            for revision in shown
+            for each in revision.get("experiments") or []
+        }
+        assert found == {"paper": 4, "fewer": 3}
+        metrics = json.loads((project.root / "data/evaluation/metrics.json").read_text())
+        assert metrics["epoch"] == 1
+
+    def test_after_a_commit_too(self, with_recipes):
+        project = with_recipes
+        project.commit("The paper's setting")
+        project.dvc("exp", "run", "-S", "cluster.k=3")
+        assert load_params(project.root / "params.yaml").cluster.k == 3
+        assert (project.root / "params.yaml").read_text() != PAPER.read_text()
