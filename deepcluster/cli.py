@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from deepcluster import layout
+from deepcluster.commands.using import assign, bundle, sort
 from deepcluster.errors import UserError
 from deepcluster.export import Format
 from deepcluster.params import load_params
@@ -174,6 +175,10 @@ def export(
 
     for line in write_export(epoch, format, out, force=force):
         print(line)
+
+
+for use in (assign, bundle, sort):
+    app.command()(use)
 
 
 @app.command()

@@ -9,6 +9,13 @@ The only package that touches zarr and safetensors. The attributes of every arti
     packages          versions of the packages that made it
 """
 
+from deepcluster.artifacts.bundle_files import (
+    BundleFiles,
+    damaged_bundle,
+    read_bundle_files,
+    refuse_bundle_target,
+    write_bundle_files,
+)
 from deepcluster.artifacts.provenance import Provenance, damaged, ids_hash
 from deepcluster.artifacts.publish import publishing, remove, write_text
 from deepcluster.artifacts.safetensors_files import (
@@ -23,6 +30,7 @@ from deepcluster.artifacts.weight_files import WeightFile, read_weight_file, wei
 
 __all__ = [
     "Array",
+    "BundleFiles",
     "CheckpointFiles",
     "Provenance",
     "Store",
@@ -30,13 +38,17 @@ __all__ = [
     "WeightFile",
     "checkpoint_params",
     "damaged",
+    "damaged_bundle",
     "ids_hash",
     "open_store",
     "publishing",
+    "read_bundle_files",
     "read_checkpoint",
     "read_weight_file",
+    "refuse_bundle_target",
     "remove",
     "weights_sha256",
+    "write_bundle_files",
     "write_checkpoint",
     "write_store",
     "write_text",

@@ -1,0 +1,1 @@
+"""Commands of `deepcluster` beside the stages, a module for each subject."""
