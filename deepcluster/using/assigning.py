@@ -70,8 +70,7 @@ def refuse_table_target(out: Path) -> None:
         raise UserError(f"--out: {out} is a folder; name a file")
     if not os.path.isdir(out.parent):
         raise UserError(f"--out: {out.parent}: no such folder")
-    start = ",".join(COLUMNS).encode()
-    if os.path.lexists(out) and not (out.is_file() and out.read_bytes()[: len(start)] == start):
+    if os.path.lexists(out) and not _is_table(out):
         raise UserError(f"--out: {out} exists and is no table of `deepcluster assign`; name another file")
 
 
@@ -88,6 +87,14 @@ def summary(found: Assigned, bundle: Bundle) -> list[str]:
     if found.failures:
         lines.append(f"warning: {len(found.failures):,} files cannot be read: {_failures(found)}")
     return lines
+
+
+def _is_table(path: Path) -> bool:
+    start = ",".join(COLUMNS).encode()
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(start)) == start
 
 
 def _failures(found: Assigned) -> str:
