@@ -2,7 +2,6 @@
 
 import csv
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ SETTINGS = TINY | {"data.image_size": None, "pca.components": 16, "cluster.k": 2
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two epochs on Digits as image files, half of them in a subfolder, so that nothing is a class."""
     root = tmp_path_factory.mktemp("digits run")
     for index, pixels in enumerate(load_digits().images):
@@ -34,7 +33,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(root)
         patch.setenv("DEEPCLUSTER_DEVICE", "cpu")
         run_stages(2)
-    yield root
+    return root
 
 
 def run_stages(epochs: int) -> None:

@@ -1,12 +1,9 @@
 """`deepcluster assign`: the cluster of every file, as a table."""
 
-import csv
-import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -49,14 +46,12 @@ def as_csv(found: Assigned, extra: dict[str, str] | None = None, column: str = "
     for one with. A spreadsheet takes what begins with = + - @ for a formula, so such names begin with ./ here, which
     leads to the same file.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*COLUMNS, *([column] if extra is not None else [])])
+    lines = [[*COLUMNS, *([column] if extra is not None else [])]]
     rows = _rows(found.placement)
     for name in found.names:
         cells = ["", "", "", "", "", found.failures[name]] if name in found.failures else next(rows)
-        writer.writerow([harmless(name), *cells, *([harmless(extra.get(name, ""))] if extra is not None else [])])
-    return text.getvalue()
+        lines.append([harmless(name), *cells, *([harmless(extra.get(name, ""))] if extra is not None else [])])
+    return "".join(",".join(map(_quoted, line)) + "\n" for line in lines)
 
 
 def harmless(name: str) -> str:
@@ -102,9 +97,14 @@ def _failures(found: Assigned) -> str:
     return "; ".join(named) + ("; ..." if len(found.failures) > SHOWN else "")
 
 
-def _rows(placement: Placement) -> Any:
+def _quoted(cell: str) -> str:
+    """In quotes where needed; Python's csv leaves a lone carriage return and what else spreadsheets split at bare."""
+    return '"' + cell.replace('"', '""') + '"' if set(cell) & set('",;\t\r\n') else cell
+
+
+def _rows(placement: Placement) -> Iterator[list[str]]:
     """The cells of each image that has a cluster."""
     columns = (column.tolist() for column in vars(placement).values())
     for label, distance, second, second_distance, outlier in zip(*columns, strict=True):
-        others = ["", ""] if second < 0 else [second, f"{second_distance:.6g}"]
-        yield [label, f"{distance:.6g}", *others, str(outlier).lower(), ""]
+        others = ["", ""] if second < 0 else [str(second), f"{second_distance:.6g}"]
+        yield [str(label), f"{distance:.6g}", *others, str(outlier).lower(), ""]

@@ -147,7 +147,8 @@ def readme(bundle: Bundle) -> str:
     side, channels = bundle.preprocessing.image_size, bundle.preprocessing.channels
     cut = "the centre square" if bundle.preprocessing.crop else "the whole image"
     colours = "grey" if channels == 1 else "RGB"
-    reduced = "PCA, " if bundle.reduction.components is not None else ""
+    with_pca = bundle.reduction.components is not None
+    reduced, pca_file = ("PCA, ", "reduction.safetensors   the PCA\n") if with_pca else ("", "")
     threshold, few = f"{QUANTILE:.0%}", MEMBERS
     return f"""\
 A DeepCluster bundle: {bundle.name}.
@@ -160,8 +161,7 @@ not the project it comes from, nor its images.
 
 bundle.json             what made it, how images are prepared, sha256 of the other files
 backbone.safetensors    weights of the network ({bundle.description.arch}, {bundle.backbone.feature_dim} features)
-reduction.safetensors   the PCA, where the clustering has one
-clusters.safetensors    centroids, sizes, and the distances beyond which an image counts as an outlier
+{pca_file}clusters.safetensors    centroids, sizes, and the distances beyond which an image counts as an outlier
 
 An image is turned upright, laid on white if it is transparent, and made {colours}; {cut} is scaled
 to {side}x{side} pixels (bilinear, antialiased). Pixels from 0 to 1 are normalised by mean and std, and go through

@@ -88,4 +88,4 @@ def _problem(path: Path) -> str:
 
 
 def _printable(path: Path) -> str:
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return str(path).encode("utf-8", "backslashreplace").decode()  # as `list_images` has it
