@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcluster.datasets.decoding import as_square, decode, strict_pillow
-from deepcluster.datasets.resizing import resized
+from deepcluster.datasets.resizing import allocate
 
 CHANNELS = (1, 3)
 FORMS = "uint8 [N, H, W], [N, H, W, C] or [N, C, H, W] with C = 1 or 3, or a list of PIL images or of paths"
@@ -48,13 +48,19 @@ def _channels_first(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _scaled(images_NCHW: NDArray[np.uint8], image_size: int | None) -> NDArray[np.uint8]:
+    from PIL import Image
+
     height, width = images_NCHW.shape[2:]
     if height != width and image_size is None:
         raise ValueError(f"images must be square; got {height}x{width}: set image_size, and their centre is taken")
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square_NCHW = images_NCHW[:, :, top : top + side, left : left + side]
-    return np.ascontiguousarray(resized(square_NCHW, image_size))
+    if image_size is None or (height, width) == (image_size, image_size):
+        return np.ascontiguousarray(images_NCHW)
+    number, channels = images_NCHW.shape[:2]
+    result = allocate(number, channels, image_size)
+    for index, image_CHW in enumerate(images_NCHW):
+        plain = image_CHW[0] if channels == 1 else np.ascontiguousarray(image_CHW.transpose(1, 2, 0))
+        result[index] = as_square(Image.fromarray(plain), image_size, channels)
+    return result
 
 
 def _listed(images: Sequence[Any], image_size: int | None, channels: int) -> NDArray[np.uint8]:
