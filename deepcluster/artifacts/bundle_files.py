@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from deepcluster.artifacts.provenance import plain
 from deepcluster.artifacts.publish import publishing
 from deepcluster.artifacts.shards import Array
@@ -51,7 +53,12 @@ def write_bundle_files(target: Path, files: BundleFiles, readme: str) -> None:
     """Publish the folder in one step; its place is taken as it is, so ask `refuse_bundle_target` first."""
     from safetensors.numpy import save
 
-    contents = {f"{name}.safetensors": save(dict(arrays)) for name, arrays in files.tensors.items() if arrays}
+    contents = {
+        # safetensors writes the memory of an array as it lies, a reversed or transposed one wrongly
+        f"{name}.safetensors": save({key: np.asarray(array, order="C") for key, array in arrays.items()})
+        for name, arrays in files.tensors.items()
+        if arrays
+    }
     about: dict[str, Any] = {"format": FORMAT, "version": VERSION} | plain(dict(files.about))
     about["sha256"] = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     about["digest"] = _digest(about)
