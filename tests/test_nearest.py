@@ -104,14 +104,15 @@ class TestImages:
         for name, column in vars(whole).items():
             np.testing.assert_array_equal(getattr(parts, name), column)
 
-    def test_batches_have_the_size_of_training(self, monkeypatch):
+    @pytest.mark.parametrize(("count", "batches"), [(9, [4, 4, 4]), (4, [4]), (2, [4])])
+    def test_batches_have_the_size_of_training(self, count, batches):
         seen: list[int] = []
         bundle = noise_bundle(4, batch_size=4)
         handle = bundle.backbone.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
-        features = np.concatenate(list(features_of(bundle, [motifs(9)], CPU)))
+        features = np.concatenate(list(features_of(bundle, [motifs(count)], CPU)))
         handle.remove()
-        assert seen == [4, 4, 4]
-        assert features.shape == (9, 256)
+        assert seen == batches
+        assert features.shape == (count, 256)
 
     def test_reduced_as_a_pca_stage_would(self):
         reduction = Reduction(components(), whiten=True, normalize=True)
