@@ -14,6 +14,7 @@ from deepcluster.commands.metrics import metrics
 from deepcluster.commands.new import new
 from deepcluster.commands.show import show
 from deepcluster.commands.trust import trust
+from deepcluster.commands.using import assign, bundle, sort
 from deepcluster.errors import UserError
 from deepcluster.export import Format
 from deepcluster.params import load_params
@@ -231,6 +232,10 @@ def export(
 
     for line in write_export(epoch, format, out, force=force):
         print(line)
+
+
+for use in (assign, bundle, sort):
+    app.command()(use)
 
 
 @app.command()

@@ -9,6 +9,13 @@ The only package that touches zarr and safetensors. The attributes of every arti
     packages          versions of the packages that made it
 """
 
+from deepcluster.artifacts.bundle_files import (
+    BundleFiles,
+    damaged_bundle,
+    read_bundle_files,
+    refuse_bundle_target,
+    write_bundle_files,
+)
 from deepcluster.artifacts.facts import ArrayFacts, array_facts, disk_usage
 from deepcluster.artifacts.provenance import Provenance, damaged, ids_hash
 from deepcluster.artifacts.publish import publishing, remove, write_text
@@ -25,6 +32,7 @@ from deepcluster.artifacts.weight_files import WeightFile, read_weight_file, wei
 __all__ = [
     "Array",
     "ArrayFacts",
+    "BundleFiles",
     "CheckpointFiles",
     "Provenance",
     "Store",
@@ -33,14 +41,18 @@ __all__ = [
     "array_facts",
     "checkpoint_params",
     "damaged",
+    "damaged_bundle",
     "disk_usage",
     "ids_hash",
     "open_store",
     "publishing",
+    "read_bundle_files",
     "read_checkpoint",
     "read_weight_file",
+    "refuse_bundle_target",
     "remove",
     "weights_sha256",
+    "write_bundle_files",
     "write_checkpoint",
     "write_store",
     "write_text",

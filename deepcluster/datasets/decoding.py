@@ -67,7 +67,14 @@ def decode(path: Path, side: int, channels: int, *, crop: bool = True) -> npt.ND
     with Image.open(path, formats=FORMATS) as image:
         image.draft(image.mode, (2 * side, 2 * side))  # lets JPEG decode large photographs at 1/2, 1/4 or 1/8
         image.load()
-        plain = _plain(_upright(image), channels)
+        return as_square(image, side, channels, crop=crop)
+
+
+def as_square(image: "PILImage.Image", side: int, channels: int, *, crop: bool = True) -> npt.NDArray[np.uint8]:
+    """An image of any mode as uint8 [C, S, S], as `decode` has it."""
+    from PIL import Image
+
+    plain = _plain(_upright(image), channels)
     box = _centre_square(*plain.size) if crop else None
     square = plain.resize((side, side), Image.Resampling.BILINEAR, box=box)
     return np.asarray(square, np.uint8).reshape(side, side, channels).transpose(2, 0, 1)

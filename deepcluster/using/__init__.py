@@ -1,0 +1,1 @@
+"""What a finished clustering is for: bundles, clusters of other images, folders sorted by cluster."""
