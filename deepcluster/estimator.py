@@ -40,6 +40,7 @@ from deepcluster.using.nearest import Placement, features_of, place, reduced
 from stages.common import device as default_device
 from stages.common import faiss_gpu
 
+REFINED: dict[str, Any] = {"whiten": False, "init": "k-means++", "restarts": 10}
 AUGMENTATION = Augmentation(rotation=12.0, translate=0.1, zoom=(0.85, 1.15), shear=8.0, padding="reflection")
 
 
@@ -51,6 +52,7 @@ class DeepCluster(ClusterMixin, TransformerMixin, ClassNamePrefixFeaturesOutMixi
 
     Parameters
         k: clusters of the result. clusters: of the pseudo-labels that are trained on; None: 3 k.
+        refine: after this share of the epochs training is on k clusters of unwhitened features; None: never.
         epochs; seed: same seed, data, machine and versions, same result.
         arch, sobel: the backbone, as `model` in params.yaml. image_size: side to scale to; None: as the arrays are.
         grayscale: lists are read as grey. components: of the PCA; None: at most 64, as many as N and D allow.
@@ -71,6 +73,7 @@ class DeepCluster(ClusterMixin, TransformerMixin, ClassNamePrefixFeaturesOutMixi
         k: int = 10,
         *,
         clusters: int | None = None,
+        refine: float | None = 0.8,
         epochs: int = 20,
         arch: Arch = "convnet",
         sobel: bool = False,
@@ -93,6 +96,7 @@ class DeepCluster(ClusterMixin, TransformerMixin, ClassNamePrefixFeaturesOutMixi
     ) -> None:
         self.k = k
         self.clusters = clusters
+        self.refine = refine
         self.epochs = epochs
         self.arch = arch
         self.sobel = sobel
@@ -163,15 +167,17 @@ class DeepCluster(ClusterMixin, TransformerMixin, ClassNamePrefixFeaturesOutMixi
 
     def _train(self, images: inmemory.Images, backbone: Backbone) -> Backbone:
         """All epochs; leaves pseudo_labels_ and history_."""
-        previous_N, state, k = None, inmemory.UNTRAINED, self._clusters()
+        previous_N, state = None, inmemory.UNTRAINED
+        after = self.epochs if self.refine is None else round(self.refine * self.epochs)
         self.history_: list[dict[str, float]] = []
         rate = LearningRate(self.schedule, epochs=self.epochs, floor=0.05)  # type: ignore[arg-type] # checked
         for epoch in range(1, self.epochs + 1):
             features_ND = self._features(backbone, images)
             components = min(64, *features_ND.shape) if self.components is None else self.components
             gpu, seed = self._gpu(), self.seed
+            k, how = (self._clusters(), {}) if epoch <= after else (self.k, REFINED)
             found = inmemory.pseudo_labels(
-                features_ND, epoch=epoch, seed=seed, k=k, components=components, previous_N=previous_N, gpu=gpu
+                features_ND, epoch=epoch, seed=seed, k=k, components=components, previous_N=previous_N, gpu=gpu, **how
             )
             steps, state = inmemory.train(
                 backbone,
@@ -271,6 +277,8 @@ class DeepCluster(ClusterMixin, TransformerMixin, ClassNamePrefixFeaturesOutMixi
             for name in ("lr", "head_lr", "epoch_size")
             if not (isinstance(value := getattr(self, name), int | float) and value > 0)
         ]
+        if self.refine is not None and not (isinstance(self.refine, int | float) and 0 < self.refine <= 1):
+            problems.append(f"refine: must be None or a share of the epochs, > 0 and <= 1; got {self.refine!r}")
         for name, known in (("arch", get_args(Arch)), ("schedule", ("constant", "cosine"))):
             if getattr(self, name) not in known:
                 problems.append(f"{name}: must be one of {', '.join(known)}; got {getattr(self, name)!r}")

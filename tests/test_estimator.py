@@ -151,6 +151,13 @@ class TestBundle:
         fitted.write_bundle(tmp_path / "b", force=True)
 
 
+def test_later_epochs_train_on_k_clusters():
+    model = DeepCluster(**QUICK | {"epochs": 2, "k": 3, "clusters": 6, "refine": 0.5}).fit(kinds()[0])
+    assert len(np.unique(model.pseudo_labels_)) == 3
+    model = DeepCluster(**QUICK | {"epochs": 2, "k": 3, "clusters": 6, "refine": None}).fit(kinds()[0])
+    assert len(np.unique(model.pseudo_labels_)) > 3
+
+
 class TestRefused:
     def refusal(self, images: object, **settings: object) -> str:
         with pytest.raises((ValueError, TypeError)) as error:

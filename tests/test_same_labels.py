@@ -28,7 +28,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.rint(pixels * 255 / 16).astype(np.uint8)).save(path)
     shutil.copyfile(CHECKOUT / "params.yaml", root / "params.yaml")
-    edit_params(root / "params.yaml", SETTINGS | {"data.root": str(root / "images"), "evaluate.k": 10})
+    refined = {"refine.after": 1, "refine.k": 10}
+    edit_params(root / "params.yaml", SETTINGS | refined | {"data.root": str(root / "images"), "evaluate.k": 10})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setenv("DEEPCLUSTER_DEVICE", "cpu")
@@ -127,6 +128,7 @@ def test_the_estimator_finds_the_labels_of_the_pipeline(digits, away):
     model = DeepCluster(
         k=10,
         clusters=20,
+        refine=0.5,
         epochs=2,
         components=16,
         batch_size=64,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from deepcluster.augment import Augmentation
 from deepcluster.checkpoint import BackboneDescription, OptimizerState, optimizer_state, restore_optimizer
 from deepcluster.clustering.health import Limits, collapsed, health, variances
-from deepcluster.clustering.kmeans import Clustering, kmeans
+from deepcluster.clustering.kmeans import Clustering, Init, kmeans
 from deepcluster.errors import CollapseError
 from deepcluster.features import extract_features
 from deepcluster.models.build import Backbone
@@ -69,6 +69,7 @@ def pseudo_labels(
     normalize: bool = True,
     iterations: int = 20,
     restarts: int = 1,
+    init: Init = "random",
     previous_N: NDArray[np.int32] | None = None,
     gpu: bool | None = None,
 ) -> Clustering:
@@ -85,6 +86,7 @@ def pseudo_labels(
         backend="faiss",
         iterations=iterations,
         restarts=restarts,
+        init=init,
         seed=derive_seed(seed, "kmeans", epoch),
         gpu=gpu,
     )
