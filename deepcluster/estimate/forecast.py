@@ -12,8 +12,9 @@ from deepcluster.reduction import pca
 
 Name = Literal["prepare", "initialise", "extract", "pca", "cluster", "train", "evaluate", "report"]
 
+# The next three on an idle machine; `Rates.busy` times as long on one that others use.
 STAGE = 0.15  # seconds around a stage of `deepcluster run`: DVC's hashes and records (docs/performance.md)
-START = 4.0  # seconds until the first stage runs
+START = 4.0  # seconds of imports, which the first stage pays
 REPORT = 2.0  # seconds of drawing
 WRITE = 400e6  # bytes a second, written, flushed and hashed
 READ = 1.5e9  # bytes a second, read and checked
@@ -52,7 +53,7 @@ def forecast(params: Params, size: DataSize, rates: Rates) -> list[Cost]:
         _cluster(params, size, rates),
         _train(params, size, rates),
         _evaluate(params, size, rates),
-        _report(size),
+        _report(size, rates),
     ]
 
 
@@ -73,22 +74,22 @@ def width(params: Params, rates: Rates) -> int:
 
 def run_seconds(costs: Sequence[Cost]) -> float:
     """Of the whole run."""
-    return START + sum(cost.seconds_in_all for cost in costs)
+    return sum(cost.seconds_in_all for cost in costs)
 
 
 def _prepare(size: DataSize, rates: Rates) -> Cost:
-    seconds = size.count * rates.decode + pixels(size) / WRITE + STAGE
+    seconds = size.count * rates.decode + pixels(size) / WRITE + (START + STAGE) * rates.busy
     return Cost("prepare", seconds, 1, pixels(size), 0.2e9 + 2 * pixels(size))
 
 
 def _initialise(size: DataSize, rates: Rates) -> Cost:
     disk = 4.0 * rates.weights + 4.0 * size.count
-    return Cost("initialise", disk / WRITE + STAGE, 1, disk, BASE + 8.0 * rates.weights)
+    return Cost("initialise", disk / WRITE + STAGE * rates.busy, 1, disk, BASE + 8.0 * rates.weights)
 
 
 def _extract(params: Params, size: DataSize, rates: Rates) -> Cost:
     disk = features(size, rates)
-    seconds = size.count * rates.forward + pixels(size) / READ + disk / WRITE + STAGE
+    seconds = size.count * rates.forward + pixels(size) / READ + disk / WRITE + STAGE * rates.busy
     return Cost("extract", seconds, params.epochs, disk, BASE + rates.memory_extract + pixels(size))
 
 
@@ -99,7 +100,7 @@ def _pca(params: Params, size: DataSize, rates: Rates) -> Cost:
         disk += 4.0 * (params.pca.components + 1) * rates.features
         work = size.count * rates.pca_row + rates.pca_axes
         fit = pca.memory_needed(params.pca.backend, size.count, rates.features)
-    seconds = work + 2 * features(size, rates) / READ + disk / WRITE + STAGE
+    seconds = work + 2 * features(size, rates) / READ + disk / WRITE + STAGE * rates.busy
     return Cost("pca", seconds, params.epochs, disk, BASE + fit)
 
 
@@ -115,7 +116,7 @@ def _cluster(params: Params, size: DataSize, rates: Rates) -> Cost:
             trained = min(size.count, settings.k * settings.points_per_centroid)
         work = rates.cluster * settings.k * settings.restarts * (settings.iterations * trained + size.count)
         memory = kmeans.memory_needed(settings.backend, size.count, columns)
-    seconds = work + (4.0 * size.count * columns) / READ + disk / WRITE + STAGE
+    seconds = work + (4.0 * size.count * columns) / READ + disk / WRITE + STAGE * rates.busy
     return Cost("cluster", seconds, params.epochs, disk, BASE + memory + 4.0 * size.count * columns)
 
 
@@ -123,7 +124,7 @@ def _train(params: Params, size: DataSize, rates: Rates) -> Cost:
     settings, seen = params.train, max(2, round(params.train.epoch_size * size.count))
     states = {"sgd": 1 if settings.optimizer.momentum else 0, "adam": 2}[settings.optimizer.name]
     disk = 4.0 * rates.weights * (1 + states)
-    seconds = seen * rates.train + pixels(size) / READ + disk / WRITE + STAGE
+    seconds = seen * rates.train + pixels(size) / READ + disk / WRITE + STAGE * rates.busy
     return Cost(
         "train",
         seconds,
@@ -147,8 +148,8 @@ def _evaluate(params: Params, size: DataSize, rates: Rates) -> Cost:
         columns = max(columns, size.channels * size.side**2)
     memory = 4.0 * size.count * columns + kmeans.memory_needed("faiss", size.count, columns)
     disk = (HEAD_ROW + 40.0) * size.count + 4.0 * k * rates.features  # 40: a line of clusters.csv
-    return Cost("evaluate", seconds + disk / WRITE + STAGE, 1, disk, BASE + pixels(size) + memory)
+    return Cost("evaluate", seconds + disk / WRITE + STAGE * rates.busy, 1, disk, BASE + pixels(size) + memory)
 
 
-def _report(size: DataSize) -> Cost:
-    return Cost("report", REPORT + STAGE, 1, 2e6, BASE / 2 + pixels(size))
+def _report(size: DataSize, rates: Rates) -> Cost:
+    return Cost("report", (REPORT + STAGE) * rates.busy, 1, 2e6, BASE / 2 + pixels(size))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SHARES = {"decode": 0.05, "forward": 0.25, "train": 0.45, "clustering": 0.05, "pca": 0.1}
 FIRST_VALUES = 2**19  # of features at once: enough that starting the work does not count
+BUSY_SECONDS = 0.2
 ITERATIONS = 4  # of k-means
 ROWS = 4096  # of random features, at most
 WIDEST = 512  # features for which an eigendecomposition is tried; wider ones cost with the cube
@@ -39,6 +40,7 @@ class Rates:
     pca_axes: the eigendecomposition. cluster, final, pixels: one row x centroid of one iteration, with rows of d, D and
     C x S x S values. features: D. weights: parameters of backbone and head; trained: of the backbone alone.
     memory_extract, memory_train: bytes that a batch takes, beside the process and the data set's images.
+    busy: wall time for a second of this process's own, 1 on an idle machine.
     """
 
     decode: float
@@ -53,6 +55,7 @@ class Rates:
     weights: int
     memory_extract: float
     memory_train: float
+    busy: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ def calibrate(params: Params, size: DataSize, *, device: "torch.device", gpu: bo
         weights=weights,
         memory_extract=forward.memory_of(batches["forward"]),
         memory_train=train.memory_of(batches["train"]),
+        busy=_busy(),
     )
 
 
@@ -269,6 +273,14 @@ def _kmeans(
         kmeans(rows_Nd[:number], k=tried, backend=backend, iterations=ITERATIONS, seed=0, gpu=gpu)
 
     return seconds_each(work, most, budget, first=most).seconds / (tried * (ITERATIONS + 1))
+
+
+def _busy() -> float:
+    """How many seconds pass while this thread computes for one: more than 1 where others want the processor too."""
+    wall, own = time.perf_counter(), time.thread_time()
+    while (computed := time.thread_time() - own) < BUSY_SECONDS:
+        pass
+    return max(1.0, (time.perf_counter() - wall) / computed)
 
 
 def _forget_peak() -> float:
