@@ -150,8 +150,8 @@ class TestShape:
 
 class TestViews:
     def test_share_that_stays_in_its_cluster(self):
-        found = clustering(np.zeros((4, 2)), [[1, 0], [0, 1]], labels("0011"))
-        views_VD = np.array([[5, 1], [0.1, 0.2], [0, 3]], np.float32)  # directions count, not lengths
+        found = clustering(np.zeros((4, 2)), [[1, 0], [0, 0.2]], labels("0011"))
+        views_VD = np.array([[0.05, 0.04], [0.1, 0.2], [0, 3]], np.float32)  # the first is nearer to 1 before L2
         assert view_agreement(found, Views(np.array([0, 1, 3]), views_VD, views_VD)) == pytest.approx(2 / 3)
 
     def test_cosine(self):

@@ -82,6 +82,17 @@ class TestEpochs:
         assert "No true labels: nothing says how far this can be relied on here\n" in out
         assert "accuracy" not in out
 
+    def test_the_true_labels_are_read_when_the_choice_is_made(self, workspace, outcome, monkeypatch):
+        from deepcluster import trust
+        from deepcluster.evaluation.trust_runs import Run
+
+        events = []
+        choose, read_targets = trust.preferred, Run.targets
+        monkeypatch.setattr(trust, "preferred", lambda scores: events.append("choice") or choose(scores))
+        monkeypatch.setattr(Run, "targets", lambda run: events.append("true labels") or read_targets(run))
+        assert outcome("trust")[0] == 0
+        assert events == ["choice", "true labels"]
+
     def test_the_untrained_backbone_and_one_epoch(self, workspace, outcome):
         status, out, err = outcome("trust", "--epochs", "0")
         assert status == 0, err
