@@ -181,6 +181,7 @@ def summary() -> None:
     """Print the table of epochs, the final clustering beside the baselines, and where the report is."""
     from deepcluster.evaluation.epochs import read_results
     from deepcluster.evaluation.settings_used import changed, in_words
+    from deepcluster.inspection.held_out import tables
     from deepcluster.inspection.tables import baseline_cells, epoch_cells, named_baselines, print_table
 
     rows, metrics = read_results()
@@ -195,6 +196,9 @@ def summary() -> None:
         last = {name: metrics["pseudo_labels"][name] for name in ("nmi", "ari", "accuracy")}
         ours = {"final clustering": metrics["final"], "pseudo-labels, last epoch": last}
         print_table(baseline_cells(ours | named_baselines(metrics["baselines"])))
+    for sentence, cells in tables(metrics):
+        print(f"\n{sentence}")
+        print_table(cells)
     print(f"\nClusters: {layout.EVALUATION / 'clusters.csv'}\nReport:   {layout.REPORT}")
     if keys := changed(open_images(), load_params(), last=len(rows)):
         print(f"\nMade with other settings than params.yaml has now ({in_words(keys)}); `deepcluster run` follows them")

@@ -5,6 +5,8 @@ from pathlib import Path
 DATA = Path("data")
 IMAGES = DATA / "dataset/images.zarr"
 TARGETS = DATA / "dataset/targets.zarr"
+TEST_IMAGES = DATA / "dataset/test.zarr"
+TEST_TARGETS = DATA / "dataset/test_targets.zarr"
 EVALUATION = DATA / "evaluation"
 REPORT = DATA / "report/report.html"
 AUGMENTATIONS = DATA / "augmentations.png"

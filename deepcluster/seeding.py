@@ -11,7 +11,10 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-Purpose = Literal["backbone", "pca", "kmeans", "head", "sampler", "augment", "colour", "dropout", "evaluate"]
+Purpose = Literal[
+    "backbone", "pca", "kmeans", "head", "sampler", "augment", "colour", "dropout",
+    "evaluate", "held_out", "probe", "retrieval", "overclustering",
+]  # fmt: skip
 
 
 def derive_seed(seed: int, purpose: Purpose, epoch: int) -> int:

@@ -11,6 +11,7 @@ def report() -> None:
     from deepcluster import artifacts, layout
     from deepcluster.evaluation.epochs import read_results
     from deepcluster.images import open_rows
+    from deepcluster.inspection.held_out import tables
     from deepcluster.inspection.report import render_report
     from deepcluster.inspection.tables import named_baselines
     from deepcluster.metrics import collapse_warning
@@ -36,6 +37,7 @@ def report() -> None:
             params_text=as_yaml(params),
             warnings=[warning] if (warning := collapse_warning(final.read("sizes"))) else [],
             per_cluster=params.evaluate.gallery,
+            further=tables(metrics),
         )
         artifacts.write_text(layout.REPORT, page)
 

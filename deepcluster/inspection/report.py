@@ -30,7 +30,8 @@ PSEUDO_LABELS = (
 )
 TARGETS_USED = (
     "True labels were compared with the clusters only to compute nmi, ari, accuracy and purity; no training stage "
-    "reads them. The same images were trained on and clustered: nothing here is measured on held-out images."
+    "reads them. The same images were trained on and clustered: nothing here is measured on held-out images, but for "
+    "the tables that say so."
 )
 TARGETS_ABSENT = "This data set has no true labels, so nothing here says whether the clusters mean anything."
 
@@ -95,12 +96,14 @@ def render_report(
     per_cluster: int = 10,
     max_clusters: int = 200,
     clustered: str = CLUSTERED,
+    further: Sequence[tuple[str, Cells]] = (),
 ) -> str:
     """The whole page as text; write it as UTF-8.
 
     summary: final values by name; those that a baseline has too stand beside it, the others in a list.
     labels_N, distances_N: the final clustering, and each sample's distance to its centroid.
     clustered: what summary, baselines and labels_N are clusterings of, in sentences, if not what CLUSTERED says.
+    further: more tables below the result, each with a sentence on what it shows (`inspection.held_out.tables`).
     """
     lengths = {len(sample_ids), len(labels_N), int(images.shape[0])} | (
         {len(targets_N)} if targets_N is not None else set()
@@ -114,6 +117,7 @@ def render_report(
         _warnings(warnings),
         _summary(summary, baselines),
         f"<p>{_text(clustered)} {_text(TARGETS_ABSENT if targets_N is None else TARGETS_USED)}</p>",
+        _further(further),
         _epochs(epochs),
         _gallery(clusters, max_clusters, images, sample_ids),
         f"<h2>Parameters</h2>\n<pre>{escape(_encodable(params_text))}</pre>",
@@ -168,6 +172,10 @@ def _summary(summary: Mapping[str, float | int | str | None], baselines: Mapping
         items = "".join(f"<dt>{_text(key)}</dt><dd>{_text(_shown(key, value))}</dd>" for key, value in rest)
         parts.append(f"<dl>{items}</dl>")
     return "\n".join(parts)
+
+
+def _further(tables: Sequence[tuple[str, Cells]]) -> str:
+    return "\n".join(f"<h3>{_text(sentence)}</h3>\n{_table(cells, first_is_ours=True)}" for sentence, cells in tables)
 
 
 def _shown(key: str, value: float | int | str | None) -> str:
