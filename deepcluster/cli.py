@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from deepcluster import layout
+from deepcluster.commands.seeds import seeds
 from deepcluster.errors import UserError
 from deepcluster.export import Format
 from deepcluster.params import load_params
@@ -29,6 +30,9 @@ app = typer.Typer(
 ONE_STAGE = "One stage, as `dvc repro` runs it"
 for command in (prepare, initialise, extract, pca, cluster, train, evaluate, report):
     app.command(rich_help_panel=ONE_STAGE)(overridable(command))
+
+
+app.command()(seeds)
 
 
 @app.command("set")

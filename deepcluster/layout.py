@@ -13,6 +13,7 @@ AUGMENTATIONS = DATA / "augmentations.png"
 TIMINGS = DATA / "timings.csv"
 HISTORY = DATA / "history"
 EPOCHS = DATA / "epochs"
+SEEDS = DATA / "seeds"
 SCHEDULE = Path("stages/schedule.yaml")
 
 
@@ -58,3 +59,13 @@ def made_by_checkpoint(epoch: int) -> str:
 def sweep(epoch: int) -> Path:
     """What `deepcluster sweep-k` found; no stage's output."""
     return DATA / "sweeps" / str(epoch)
+
+
+def seed_result(seed: int) -> Path:
+    """What `deepcluster seeds` found for one seed; no stage's output."""
+    return SEEDS / f"seed-{seed}.json"
+
+
+def seed_work(seed: int) -> Path:
+    """The copy of the project that a seed runs in, until it has finished."""
+    return SEEDS / "work" / f"seed-{seed}"

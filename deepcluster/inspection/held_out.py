@@ -1,4 +1,4 @@
-"""metrics.json's measures beyond the final clustering's own scores, as tables: held-out images, probes, over-clustering.
+"""metrics.json's measures beyond the final clustering's own scores, as tables: held-out images, probes, over-clusters.
 
 Each table has a row for the trained features and one for each baseline, and is empty where nothing was measured.
 """

@@ -1,0 +1,1 @@
+"""Commands of `deepcluster`, a module each; `deepcluster.cli` registers them."""
