@@ -15,7 +15,14 @@ from deepcluster import artifacts, layout
 from deepcluster.blockwise import l2_normalize
 from deepcluster.checkpoint import Checkpoint, load_checkpoint
 from deepcluster.clustering.kmeans import Clustering
-from deepcluster.evaluation.baselines import best_of, filtered_baseline, memory_needed, pixel_rows, score
+from deepcluster.evaluation.baselines import (
+    best_of,
+    filtered_baseline,
+    final_clusters,
+    memory_needed,
+    pixel_rows,
+    score,
+)
 from deepcluster.evaluation.measures import Found, Rows, Truth, sections
 from deepcluster.features import extract_features
 from deepcluster.memory import too_large
@@ -111,13 +118,12 @@ def _of_backbone(
 ) -> tuple[Clustering, Found]:
     """The final clustering of a backbone's features, and what there is to say of them by the targets."""
     rows_ND, test_MD = images.features(checkpoint.backbone, what)
-    unit_ND = l2_normalize(rows_ND)
     with reporting(f"evaluate: {settings['k']} clusters of {what}", "rows"):
-        clustering = best_of(unit_ND, **settings)
+        clustering = final_clusters(rows_ND, **settings)
     found: Found = {} if targets_N is None else {"scores": score(clustering.labels_N, targets_N)}
     if truth is None:
         return clustering, found
-    unit_MD = None if test_MD is None else l2_normalize(test_MD)
+    unit_ND, unit_MD = l2_normalize(rows_ND), None if test_MD is None else l2_normalize(test_MD)
     found |= truth.of_clusters(clustering, unit_MD) | truth.of_overclustering(what, unit_ND, unit_MD)
     found |= truth.of_features(what, rows_ND, test_MD)
     if truth.settings.probe == "blocks":

@@ -69,4 +69,4 @@ def stratified_fifth(targets_N: NDArray[np.int64], *, seed: int) -> NDArray[np.i
         rows = np.flatnonzero(targets_N == name)
         count = min(max(1, round(FIFTH * len(rows))), len(rows) - 1)
         taken.append(rng.permutation(rows)[:count])
-    return np.sort(np.concatenate(taken))
+    return np.sort(np.concatenate(taken)).astype(np.int64)

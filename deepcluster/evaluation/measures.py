@@ -138,6 +138,9 @@ def truth(
         print("evaluate: all images are of one class: no k-NN, probe, retrieval, over-clustering and test scores")
         return None
     split = held_out(targets_N, test_targets_M, seed=derive_seed(seed, "held_out", 0))
+    if test_targets_M is None and not len(split.score_S):
+        print("evaluate: one image a class, so none can be held out: no k-NN, probe, retrieval and over-clustering")
+        return None
     found = Truth(split, classes, settings, seed, device, gpu)
     for sentence in found.about():
         print(f"evaluate: {sentence}")

@@ -17,6 +17,7 @@ from deepcluster.evaluation.held_out import Examples
 
 TEMPERATURE = 0.07
 _BLOCK_ROWS = 1024
+_MOST_ON_GPU = 2048  # neighbours that faiss finds there
 
 
 def knn_accuracies(examples: Examples, ks: Sequence[int], *, gpu: bool = False) -> dict[int, float]:
@@ -27,7 +28,8 @@ def knn_accuracies(examples: Examples, ks: Sequence[int], *, gpu: bool = False) 
     possible = [k for k in ks if k <= len(examples.learn_LD)]
     if not possible:
         return {}
-    similarities_SK, rows_SK = most_similar(examples.learn_LD, examples.score_SD, max(possible), gpu=gpu)
+    on_gpu = gpu and max(possible) <= _MOST_ON_GPU
+    similarities_SK, rows_SK = most_similar(examples.learn_LD, examples.score_SD, max(possible), gpu=on_gpu)
     classes_SK = examples.learn_targets_L[rows_SK]
     return {
         k: float(np.mean(votes(similarities_SK[:, :k], classes_SK[:, :k]) == examples.score_targets_S))

@@ -46,6 +46,8 @@ def linear_probe(
     learn_LD, targets_L = examples.learn_LD, examples.learn_targets_L
     every_L = np.arange(len(targets_L))
     validate_V = stratified_fifth(targets_L, seed=seed)
+    if not len(validate_V):  # one image a class: nothing can be set aside
+        validate_V = every_L
     fit_F = np.setdiff1d(every_L, validate_V)
     first, second = steps_of(len(fit_F)), steps_of(len(every_L))
 
