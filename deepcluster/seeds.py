@@ -52,6 +52,9 @@ def parse_seeds(count: int | None, listed: str | None) -> list[int]:
 def run_seeds(seeds: Sequence[int], *, as_json: bool = False) -> None:
     """Run, print and write; what is done so far is on disk after each seed. UserError names the seeds that failed."""
     params = load_params()
+    for name in FILES:
+        if name != ".dvcignore" and not Path(name).is_file():
+            raise UserError(f"seeds: {name}: not found; run this in the project's folder, under `dvc init`")
     used, out = made_with(params), sys.stderr if as_json else sys.stdout
     found: dict[int, dict[str, Any]] = {}
     failed: dict[int, int] = {}
@@ -149,9 +152,6 @@ def _run(seed: int, params: Params, used: str, *, quiet: bool) -> dict[str, Any]
 
 def _copy_project(work: Path, params: Params) -> None:
     """What the pipeline reads, into `work`; what an interrupted run left there stays. UserError if it cannot be."""
-    for name in FILES:
-        if name != ".dvcignore" and not Path(name).is_file():
-            raise UserError(f"seeds: {name}: not found; run this in the project's folder, under `dvc init`")
     try:
         for name in FILES:
             if Path(name).is_file():
@@ -193,7 +193,7 @@ def _settle_dvc(work: Path) -> None:
 
     try:
         with Repo() as repo:
-            cache = repo.cache.local.path
+            cache = repo.cache.local_cache_dir  # with DVC's run-cache, which cache.local.path is below
     except DvcException as error:
         raise UserError(f"seeds: dvc: {error}") from error
     for key, value in (("core.no_scm", "true"), ("cache.dir", os.path.abspath(cache))):
