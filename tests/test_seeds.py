@@ -180,6 +180,19 @@ class TestWithStandIns:
         assert outcome("seeds", "1")[2] == f"error: {expected}\n"
 
 
+def test_a_copy_shares_the_cache_and_is_no_git_repository(project, monkeypatch):
+    monkeypatch.chdir(project.root)
+    for name, value in project.environment.items():
+        monkeypatch.setenv(name, value)
+    work = layout.seed_work(1)
+    seeds._copy_project(work, load_params())
+    settings = (work / ".dvc/config.local").read_text()
+    assert "no_scm = true" in settings
+    assert f"dir = {project.root / '.dvc/cache'}\n" in settings
+    assert (work / "dvc.lock").read_bytes() == Path("dvc.lock").read_bytes()
+
+
+@pytest.mark.slow
 def test_real_runs_leave_the_project_as_it_is_and_share_its_cache(project):
     before, lock = project.digests(), (project.root / "dvc.lock").read_bytes()
     metrics = json.loads((project.root / "data/evaluation/metrics.json").read_text())
@@ -191,7 +204,8 @@ def test_real_runs_leave_the_project_as_it_is_and_share_its_cache(project):
     assert project.run("git", "status", "--short").stdout == "?? dvc.lock\n"
     found = json.loads((project.root / "data/seeds/seeds.json").read_text())["seeds"]
     assert found["1"]["nmi"] == metrics["final"]["nmi"]  # the project's own seed
-    assert found["2"] != found["1"]
+    assert found.keys() == {"1", "2"}
+    assert json.loads((project.root / "data/seeds/seed-2.json").read_text())["params"]["seed"] == 2
     again = project.run("deepcluster", "seeds", "2").stdout.splitlines()
     assert [line.partition(": ")[2] for line in again[:2]] == 2 * [
         "finished before with the same params and code; kept"
