@@ -12,6 +12,7 @@ from deepcluster.commands.estimate import estimate
 from deepcluster.commands.filters import filters
 from deepcluster.commands.metrics import metrics
 from deepcluster.commands.new import new
+from deepcluster.commands.seeds import seeds
 from deepcluster.commands.show import show
 from deepcluster.commands.trust import trust
 from deepcluster.commands.using import assign, bundle, sort
@@ -49,6 +50,9 @@ app.command()(doctor)
 app.command()(estimate)
 
 app.command()(filters)
+
+
+app.command()(seeds)
 
 
 @app.command("set")
@@ -243,6 +247,7 @@ def summary() -> None:
     """Print the table of epochs, the final clustering beside the baselines, and where the report is."""
     from deepcluster.evaluation.epochs import read_results
     from deepcluster.evaluation.settings_used import changed, in_words
+    from deepcluster.inspection.held_out import tables
     from deepcluster.inspection.tables import baseline_cells, epoch_cells, named_baselines, print_table, trust_line
 
     rows, metrics = read_results()
@@ -257,8 +262,11 @@ def summary() -> None:
         last = {name: metrics["pseudo_labels"][name] for name in ("nmi", "ari", "accuracy")}
         ours = {"final clustering": metrics["final"], "pseudo-labels, last epoch": last}
         print_table(baseline_cells(ours | named_baselines(metrics["baselines"])))
+    for sentence, cells in tables(metrics):
+        print(f"\n{sentence}")
+        print_table(cells)
     if line := trust_line(metrics.get("trust", {})):
-        print(line)
+        print(f"\n{line}")
     print(f"\nClusters: {layout.EVALUATION / 'clusters.csv'}\nReport:   {layout.REPORT}")
     if keys := changed(open_images(), load_params(), last=len(rows)):
         print(f"\nMade with other settings than params.yaml has now ({in_words(keys)}); `deepcluster run` follows them")

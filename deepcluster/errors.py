@@ -16,6 +16,10 @@ class DataError(UserError):
     """A data set or image folder is missing, empty, unreadable or unsuitable."""
 
 
+class MissingDataError(DataError):
+    """A data set's files are not there and could not be downloaded."""
+
+
 class ArtifactError(UserError):
     """An artifact is missing, damaged, or belongs to another data set, epoch or schema version."""
 

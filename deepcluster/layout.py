@@ -5,6 +5,8 @@ from pathlib import Path
 DATA = Path("data")
 IMAGES = DATA / "dataset/images.zarr"
 TARGETS = DATA / "dataset/targets.zarr"
+TEST_IMAGES = DATA / "dataset/test.zarr"
+TEST_TARGETS = DATA / "dataset/test_targets.zarr"
 EVALUATION = DATA / "evaluation"
 REPORT = DATA / "report/report.html"
 AUGMENTATIONS = DATA / "augmentations.png"
@@ -12,6 +14,7 @@ TIMINGS = DATA / "timings.csv"
 TRUST = DATA / "trust"
 HISTORY = DATA / "history"
 EPOCHS = DATA / "epochs"
+SEEDS = DATA / "seeds"
 SCHEDULE = Path("stages/schedule.yaml")
 
 
@@ -62,3 +65,13 @@ def filters(epoch: int) -> Path:
 def sweep(epoch: int) -> Path:
     """What `deepcluster sweep-k` found; no stage's output."""
     return DATA / "sweeps" / str(epoch)
+
+
+def seed_result(seed: int) -> Path:
+    """What `deepcluster seeds` found for one seed; no stage's output."""
+    return SEEDS / f"seed-{seed}.json"
+
+
+def seed_work(seed: int) -> Path:
+    """The copy of the project that a seed runs in, until it has finished."""
+    return SEEDS / "work" / f"seed-{seed}"

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     import torch
 
 Purpose = Literal[
-    "backbone", "pca", "kmeans", "head", "sampler", "augment", "colour", "dropout", "evaluate", "trust", "gallery"
-]
+    "backbone", "pca", "kmeans", "head", "sampler", "augment", "colour", "dropout",
+    "evaluate", "held_out", "probe", "retrieval", "overclustering", "trust", "gallery",
+]  # fmt: skip
 
 
 def derive_seed(seed: int, purpose: Purpose, epoch: int) -> int:

@@ -25,6 +25,7 @@ def report() -> None:
     from deepcluster.evaluation.places import read_places
     from deepcluster.images import open_rows
     from deepcluster.inspection.advice import warnings_of
+    from deepcluster.inspection.held_out import tables
     from deepcluster.inspection.report import render_report
     from deepcluster.inspection.tables import named_baselines, timing_cells
     from deepcluster.params import as_yaml
@@ -67,6 +68,7 @@ def report() -> None:
             timings=timing_cells(last_timings()) if params.report.timings else None,
             per_cluster=params.evaluate.gallery,
             seed=params.seed,
+            further=tables(metrics),
         )
         artifacts.write_text(layout.REPORT, page)
 

@@ -83,6 +83,13 @@ def test_only_evaluate_and_what_follows_it_can_reach_the_true_labels(pipeline):
     assert readers_of(TRUTH, nodes) == MAY_READ_TRUTH
 
 
+@pytest.mark.parametrize("name", ["test.zarr", "test_targets.zarr"])
+def test_only_evaluate_and_what_follows_it_can_reach_the_test_images(pipeline, name):
+    nodes, path = graph(pipeline), PurePosixPath("data/dataset") / name
+    assert [stage for stage, node in nodes.items() if path in node.outs] == ["prepare"]
+    assert readers_of(path, nodes) == MAY_READ_TRUTH
+
+
 def test_only_evaluate_reads_the_true_labels_directly(pipeline):
     direct = [name for name, node in graph(pipeline).items() if any(overlap(dep, TRUTH) for dep in node.deps)]
     assert direct == ["evaluate"]

@@ -54,6 +54,8 @@ def of_type(name: str, annotation: Any, constraints: Any) -> st.SearchStrategy[A
         return st.lists(st.floats(0.01, 1), min_size=2, max_size=2).map(sorted)
     if name == "freeze":
         return st.lists(st.text(min_size=1, max_size=8), unique=True, max_size=3)
+    if name == "knn":
+        return st.lists(st.integers(1, 500), unique=True, max_size=3)
     if get_origin(annotation) in (UnionType, Union):
         return st.one_of(*(of_type(name, each, constraints) for each in get_args(annotation)))
     if get_origin(annotation) is Literal:

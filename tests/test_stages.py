@@ -205,6 +205,8 @@ class TestArtifacts:
         [
             ("data/dataset/images.zarr", "initialise", "prepare"),
             ("data/dataset/targets.zarr", "evaluate", "prepare"),
+            ("data/dataset/test.zarr", "evaluate", "prepare"),
+            ("data/dataset/test_targets.zarr", "evaluate", "prepare"),
             ("data/epochs/0/checkpoint", "extract --epoch 1", "initialise"),
             ("data/epochs/1/checkpoint", "extract --epoch 2", "train@1"),
             ("data/epochs/1/checkpoint", "train --epoch 2", "train@1"),
@@ -328,6 +330,7 @@ class TestHelp:
         definition = definition.get("do", definition)
         text = "".join(outcome(stage, "--help")[1].split())  # paths may be wrapped
         text = text.replace("data/dataset/{images,targets}.zarr", "data/dataset/images.zarr,data/dataset/targets.zarr")
+        text = text.replace("{test,test_targets}.zarr", "test.zarr,data/dataset/test_targets.zarr")
         reads, writes = re.fullmatch(r".*Reads(.*)Write(.*)", text).groups()  # type: ignore[union-attr]
 
         def named(path: str, where: str) -> bool:

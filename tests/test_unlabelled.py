@@ -68,6 +68,7 @@ def test_stl10(run, split: str) -> None:
     assert rows[1]["nmi_previous"] is not None
     assert all(row["loss"] is not None and np.isfinite(row["loss"]) for row in rows)
     assert (metrics["final"], metrics["baselines"], metrics["k"]) == ({}, {}, TINY["cluster.k"])
+    assert not {"held_out", "many_to_one", "test", "knn", "probe", "retrieval", "overclustering"} & metrics.keys()
     assert metrics["clusters"]["effective_k"] > 1
     assert set(json.loads((layout.EVALUATION / "metrics.json").read_text())["pseudo_labels"]) == {"epoch", "k", *SCORES}
 

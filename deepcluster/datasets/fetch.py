@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from deepcluster.errors import DataError, nearest
+from deepcluster.errors import DataError, MissingDataError, nearest
 
 FETCH_AGAIN = "delete it and fetch it again"
 
@@ -49,7 +49,7 @@ def check_split(name: str, split: str, known: Iterable[str]) -> None:
 def ensure(
     name: str, root: Path, *, present: Callable[[], bool], download: Callable[[], object], remedy: Callable[[], str]
 ) -> None:
-    """Call `download` if files are missing; DataError with `remedy` ("put ... into ...") if they still are."""
+    """Call `download` if files are missing; MissingDataError with `remedy` ("put ... into ...") if they still are."""
     if present():
         return
     cause: Exception | None = None
@@ -60,7 +60,7 @@ def ensure(
     except Exception as problem:  # torchvision lets through URLError, OSError, RuntimeError, http.client's and more
         cause = problem
     if not present():
-        raise DataError(
+        raise MissingDataError(
             f"{name} is not in {root} and could not be downloaded ({reason(cause)}): {remedy()}, "
             "or allow network access"
         ) from cause

@@ -24,12 +24,12 @@ _FILTERED_AT_ONCE = 512
 def final_clusters(
     features_ND: NDArray[np.float32], *, k: int, seed: int, restarts: int = 20, gpu: bool | None = None
 ) -> Clustering:
-    """`_best_of` the features with each row divided by its L2 norm.
+    """`best_of` the features with each row divided by its L2 norm.
 
     The features are taken as they are otherwise: not centred, no PCA, no whitening. Rows of zeros stay zeros.
     """
     rows_ND = l2_normalize(features_ND)
-    return _best_of(rows_ND, k=k, seed=seed, restarts=restarts, gpu=gpu)
+    return best_of(rows_ND, k=k, seed=seed, restarts=restarts, gpu=gpu)
 
 
 def score(labels_N: NDArray[np.integer], targets_N: NDArray[np.integer]) -> dict[str, float]:
@@ -41,6 +41,13 @@ def score(labels_N: NDArray[np.integer], targets_N: NDArray[np.integer]) -> dict
     }
 
 
+def pixel_rows(images_NCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """uint8 divided by 255, flattened: float32 [N, C x H x W]."""
+    pixels_ND = images_NCHW.reshape(len(images_NCHW), -1).astype(np.float32)
+    pixels_ND /= np.float32(255)
+    return pixels_ND
+
+
 def pixel_baseline(
     images_NCHW: NDArray[np.uint8],
     targets_N: NDArray[np.integer],
@@ -50,10 +57,8 @@ def pixel_baseline(
     restarts: int = 20,
     gpu: bool | None = None,
 ) -> dict[str, float]:
-    """`score` of `_best_of` raw pixels: uint8 divided by 255, flattened, nothing else."""
-    pixels_ND = images_NCHW.reshape(len(images_NCHW), -1).astype(np.float32)
-    pixels_ND /= np.float32(255)
-    found = _best_of(pixels_ND, k=k, seed=seed, restarts=restarts, gpu=gpu)
+    """`score` of `best_of` raw pixels: uint8 divided by 255, flattened, nothing else."""
+    found = best_of(pixel_rows(images_NCHW), k=k, seed=seed, restarts=restarts, gpu=gpu)
     return score(found.labels_N, targets_N)
 
 
@@ -89,11 +94,11 @@ def filtered_baseline(
 ) -> dict[str, float]:
     """`pixel_baseline` of `filtered_pixels`."""
     pixels_ND = filtered_pixels(images_NCHW, front_end)
-    found = _best_of(pixels_ND, k=k, seed=seed, restarts=restarts, gpu=gpu)
+    found = best_of(pixels_ND, k=k, seed=seed, restarts=restarts, gpu=gpu)
     return score(found.labels_N, targets_N)
 
 
-def _best_of(rows_ND: NDArray[np.float32], *, k: int, seed: int, restarts: int, gpu: bool | None) -> Clustering:
+def best_of(rows_ND: NDArray[np.float32], *, k: int, seed: int, restarts: int, gpu: bool | None) -> Clustering:
     """faiss k-means, the lowest objective of `restarts` runs of 50 iterations from k-means++ starts.
 
     With few clusters random starts put two into one class so often that ten of them may all miss the optimum; the

@@ -12,20 +12,25 @@ import torch
 from numpy.typing import NDArray
 
 from deepcluster import artifacts, layout
+from deepcluster.blockwise import l2_normalize
 from deepcluster.checkpoint import Checkpoint, load_checkpoint
 from deepcluster.clustering.kmeans import Clustering
 from deepcluster.evaluation.baselines import (
+    best_of,
     filtered_baseline,
     final_clusters,
     memory_needed,
-    pixel_baseline,
+    pixel_rows,
     score,
 )
+from deepcluster.evaluation.measures import Found, Rows, Truth, sections
 from deepcluster.evaluation.places import Places, find_places
 from deepcluster.features import extract_features
-from deepcluster.images import open_rows
 from deepcluster.memory import too_large
 from deepcluster.metrics import cluster_statistics
+from deepcluster.models.blocks import blocks, cut_off
+from deepcluster.models.build import Backbone
+from deepcluster.progress import counted, reporting
 
 
 @dataclass(frozen=True)
@@ -37,48 +42,133 @@ class Result:
     places: Places
 
 
+@dataclass(frozen=True)
+class Images:
+    """Training and test images, test_MCHW None where there are none, and what normalises both."""
+
+    store: artifacts.Store
+    train_NCHW: NDArray[np.uint8]
+    test_MCHW: NDArray[np.uint8] | None
+    batch_size: int
+    device: torch.device
+
+    def features(self, backbone: Backbone, what: str) -> tuple[Rows, Rows | None]:
+        """The backbone's features of both."""
+        return self._features(backbone, self.train_NCHW, what), (
+            None if self.test_MCHW is None else self._features(backbone, self.test_MCHW, f"{what}, test images")
+        )
+
+    def _features(self, backbone: Backbone, images: NDArray[np.uint8], what: str) -> Rows:
+        found = extract_features(
+            backbone,
+            images,
+            batch_size=self.batch_size,
+            mean=self.store.attributes["mean"],
+            std=self.store.attributes["std"],
+            device=self.device,
+        )
+        return np.concatenate(list(counted(found, f"evaluate: {what}", len(images), "images")))
+
+
 def evaluate_backbones(
-    images: artifacts.Store,
+    images: Images,
     *,
     last_epoch: int,
     targets_N: NDArray[np.int64] | None,
+    truth: Truth | None,
     k: int,
     restarts: int,
-    batch_size: int,
     seed: int,
-    device: torch.device,
     gpu: bool | None,
 ) -> Result:
     """Cluster the last backbone's features; with targets, score that and the baselines, clustered alike.
 
     Baselines: "pixels", "untrained" (the backbone of epoch 0) and, where that has Sobel filters, "sobel"; one that does
-    not fit into memory is left out, and said.
+    not fit into memory is left out, and said. `truth`: what to judge by beyond the clusters' own scores, if anything.
     """
-    pixels_NCHW = open_rows(images)
-
-    def cluster_features(checkpoint: Checkpoint) -> Clustering:
-        features_ND = _features(images, pixels_NCHW, checkpoint, batch_size, device)
-        return final_clusters(features_ND, k=k, seed=seed, restarts=restarts, gpu=gpu)
-
-    features_ND = _features(images, pixels_NCHW, _checkpoint(images, last_epoch), batch_size, device)
-    clustering = final_clusters(features_ND, k=k, seed=seed, restarts=restarts, gpu=gpu)
-    places = find_places(features_ND, clustering)
-    del features_ND  # the baselines need the memory
-    statistics = cluster_statistics(clustering.sizes_K)
-    metrics: dict[str, Any] = {"epoch": last_epoch, "k": k, "final": {}, "baselines": {}}
-    if targets_N is not None:
-        metrics["final"] = score(clustering.labels_N, targets_N)
-        untrained = _checkpoint(images, 0)
-        count, channels, size, _ = pixels_NCHW.shape
-        settings: dict[str, Any] = {"k": k, "seed": seed, "restarts": restarts, "gpu": gpu}
+    trained = _checkpoint(images.store, last_epoch)
+    untrained = None if targets_N is None else _checkpoint(images.store, 0)
+    settings: dict[str, Any] = {"k": k, "seed": seed, "restarts": restarts, "gpu": gpu}
+    clustering, found, places = _of_backbone(images, trained, "trained features", settings, targets_N, truth)
+    by_kind = {"final": found}
+    if targets_N is not None and untrained is not None:
+        count, channels, size, _ = images.train_NCHW.shape
         if _affordable("pixels", count, channels * size**2):
-            metrics["baselines"]["pixels"] = pixel_baseline(pixels_NCHW, targets_N, **settings)
-        metrics["baselines"]["untrained"] = score(cluster_features(untrained).labels_N, targets_N)
+            by_kind["pixels"] = _of_pixels(images, settings, targets_N, truth)
+        _, by_kind["untrained"], _ = _of_backbone(images, untrained, "untrained features", settings, targets_N, truth)
         if untrained.description.sobel and _affordable("Sobel-filtered pixels", count, 2 * size**2):
             filters = untrained.backbone.front_end
-            metrics["baselines"]["sobel"] = filtered_baseline(pixels_NCHW, filters, targets_N, **settings)
-    metrics["clusters"] = {name: statistics[name] for name in ("smallest", "largest", "empty", "effective_k")}
-    return Result(clustering, metrics, places)
+            by_kind["sobel"] = {"scores": filtered_baseline(images.train_NCHW, filters, targets_N, **settings)}
+    statistics = cluster_statistics(clustering.sizes_K)
+    metrics: dict[str, Any] = {
+        "epoch": last_epoch,
+        "k": k,
+        "final": found.get("scores", {}),
+        "baselines": {kind: found["scores"] for kind, found in by_kind.items() if kind != "final"},
+        "clusters": {name: statistics[name] for name in ("smallest", "largest", "empty", "effective_k")},
+    }
+    return Result(clustering, metrics | _judged(by_kind, truth), places)
+
+
+def _of_backbone(
+    images: Images,
+    checkpoint: Checkpoint,
+    what: str,
+    settings: dict[str, Any],
+    targets_N: NDArray[np.int64] | None,
+    truth: Truth | None,
+) -> tuple[Clustering, Found, Places]:
+    """The final clustering of a backbone's features, what there is to say of them by the targets, and their places."""
+    rows_ND, test_MD = images.features(checkpoint.backbone, what)
+    with reporting(f"evaluate: {settings['k']} clusters of {what}", "rows"):
+        clustering = final_clusters(rows_ND, **settings)
+    places = find_places(rows_ND, clustering)
+    found: Found = {} if targets_N is None else {"scores": score(clustering.labels_N, targets_N)}
+    if truth is None:
+        return clustering, found, places
+    unit_ND, unit_MD = l2_normalize(rows_ND), None if test_MD is None else l2_normalize(test_MD)
+    found |= truth.of_clusters(clustering, unit_MD) | truth.of_overclustering(what, unit_ND, unit_MD)
+    found |= truth.of_features(what, rows_ND, test_MD)
+    if truth.settings.probe == "blocks":
+        del rows_ND, test_MD, unit_ND, unit_MD
+        found["probe"] = _of_blocks(images, checkpoint, what, truth) | found["probe"]
+    return clustering, found, places
+
+
+def _of_blocks(images: Images, checkpoint: Checkpoint, what: str, truth: Truth) -> dict[str, float]:
+    """Accuracy of a probe on each block; one whose values do not fit into memory is left out, and said."""
+    description, found = checkpoint.description, {}
+    for name, end in blocks(description.arch, checkpoint.backbone.body).items():
+        cut = cut_off(checkpoint.backbone, end, channels=description.channels, image_size=description.image_size)
+        place = f"{what} of {name}"
+        if problem := too_large(4.0 * len(images.train_NCHW) * cut.feature_dim * 1.5):
+            print(f"evaluate: no linear probe of {place}: {cut.feature_dim:,} values an image {problem}")
+            continue
+        found[name] = truth.probe(place, *images.features(cut, place))
+    return found
+
+
+def _of_pixels(images: Images, settings: dict[str, Any], targets_N: NDArray[np.int64], truth: Truth | None) -> Found:
+    """The same of the pixels themselves, which are clustered without being divided by their norm."""
+    rows_ND = pixel_rows(images.train_NCHW)
+    with reporting(f"evaluate: {settings['k']} clusters of pixels", "rows"):
+        clustering = best_of(rows_ND, **settings)
+    found: Found = {"scores": score(clustering.labels_N, targets_N)}
+    if truth is None:
+        return found
+    test_MD = None if images.test_MCHW is None else pixel_rows(images.test_MCHW)
+    found |= truth.of_clusters(clustering, test_MD) | truth.of_overclustering("pixels", rows_ND, test_MD)
+    return found | truth.of_features("pixels", rows_ND, test_MD)
+
+
+def _judged(by_kind: dict[str, Found], truth: Truth | None) -> dict[str, Any]:
+    """metrics.json's sections that need a truth."""
+    if truth is None:
+        return {}
+    found = sections(by_kind)
+    if "overclustering" in found:
+        found["overclustering"] = {"k": truth.overclusters} | found["overclustering"]
+    return {"held_out": truth.held_out.described} | found
 
 
 def write_clusters(
@@ -119,21 +209,3 @@ def _affordable(what: str, count: int, width: int) -> bool:
 def _checkpoint(images: artifacts.Store, epoch: int) -> Checkpoint:
     made_by = layout.made_by_checkpoint(epoch)
     return load_checkpoint(layout.checkpoint(epoch), made_by=made_by, ids=images.ids, epoch=epoch)
-
-
-def _features(
-    images: artifacts.Store,
-    pixels_NCHW: NDArray[np.uint8],
-    checkpoint: Checkpoint,
-    batch_size: int,
-    device: torch.device,
-) -> NDArray[np.float32]:
-    blocks = extract_features(
-        checkpoint.backbone,
-        pixels_NCHW,
-        batch_size=batch_size,
-        mean=images.attributes["mean"],
-        std=images.attributes["std"],
-        device=device,
-    )
-    return np.concatenate(list(blocks))

@@ -34,7 +34,8 @@ PSEUDO_LABELS = (
 )
 TARGETS_USED = (
     "True labels were compared with the clusters only to compute nmi, ari, accuracy and purity; no training stage "
-    "reads them. The same images were trained on and clustered: nothing here is measured on held-out images."
+    "reads them. The same images were trained on and clustered: nothing here is measured on held-out images, but for "
+    "the tables that say so."
 )
 TARGETS_ABSENT = "This data set has no true labels, so nothing here says whether the clusters mean anything."
 LINEAGE = (
@@ -102,6 +103,7 @@ def render_report(
     max_clusters: int = MOST_CLUSTERS,
     clustered: str = CLUSTERED,
     seed: int = 0,
+    further: Sequence[tuple[str, Cells]] = (),
 ) -> str:
     """The whole page as text; write it as UTF-8. Sections of what is None are left out.
 
@@ -109,6 +111,7 @@ def render_report(
     labels_N, distances_N: the final clustering, and each sample's distance to its centroid; ratios_N: to which it is
     what share of the distance to the next centroid. explained_d: shares of the variance. seed: of the random members.
     clustered: what summary, baselines and labels_N are clusterings of, in sentences, if not what CLUSTERED says.
+    further: more tables below the result, each with a sentence on what it shows (`inspection.held_out.tables`).
     """
     lengths = {len(sample_ids), len(labels_N), int(images.shape[0])} | (
         {len(targets_N)} if targets_N is not None else set()
@@ -122,7 +125,7 @@ def render_report(
     meaning = f"<p>{text(clustered)} {text(TARGETS_ABSENT if targets_N is None else TARGETS_USED)}</p>"
     shown: dict[str, Any] = {"labels_N": labels_N, "targets_N": targets_N, "class_names": class_names}
     sections = {
-        "result": ("Result", section("result", *_summary(summary, baselines), meaning)),
+        "result": ("Result", section("result", *_summary(summary, baselines), _further(further), meaning)),
         "epochs": ("Epochs", _epochs(epochs)),
         "lineage": ("Lineage", _lineage(lineage)),
         "map": ("Map", _map(places, images=images, sample_ids=sample_ids, **shown)),
@@ -166,6 +169,12 @@ def _summary(
         items = "".join(f"<dt>{text(key)}</dt><dd>{text(_shown(key, value))}</dd>" for key, value in rest)
         parts.append(f"<dl>{items}</dl>")
     return parts
+
+
+def _further(tables: Sequence[tuple[str, Cells]]) -> str:
+    return "\n".join(
+        f"<h3>{text(sentence)}</h3>\n{table(cells, first_is_ours=True, label=sentence)}" for sentence, cells in tables
+    )
 
 
 def _shown(key: str, value: float | int | str | None) -> str:

@@ -23,6 +23,8 @@ def contradictions(params: Params) -> Iterator[str]:
         yield "train.head.carry_optimizer: true needs cluster.method kmeans, as with pic the head's size changes"
     if params.refine.after is not None:
         yield from (f"refine.after: needs {need}" for need in _needs_of_refining(params))
+    if params.data.test_split == params.data.split:
+        yield f"data.test_split: must differ from data.split, which is trained on; got {params.data.split!r} for both"
     contrastive = params.train.contrastive
     if contrastive.strategy != "none" and contrastive.weight == contrastive.label_weight == 0:
         yield "train.contrastive.weight: weight and label_weight are both 0, so nothing would be trained on"

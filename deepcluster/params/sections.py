@@ -36,6 +36,12 @@ def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _numbers_once(numbers: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(numbers)) < len(numbers):
+        raise ValueError("must be a list of different numbers")
+    return numbers
+
+
 Range = Annotated[tuple[float, float], BeforeValidator(_sequence_to_tuple), AfterValidator(_ascending)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -43,6 +49,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_sequence_to_tuple), AfterValidator(_each_once)]
 Count = Annotated[int, Field(ge=1)]
+Counts = Annotated[tuple[Count, ...], BeforeValidator(_sequence_to_tuple), AfterValidator(_numbers_once)]
 
 
 class Section(BaseModel):
@@ -57,6 +64,7 @@ class Data(Section):
     name: DataName = "digits"
     root: str = "data/raw"
     split: str = "train"
+    test_split: str | None = None
     image_size: Annotated[int, Field(ge=8, le=1024)] | None = None
     grayscale: bool = False
     max_unreadable: Fraction = 0.0
@@ -224,6 +232,10 @@ class Evaluate(Section):
 
     k: Annotated[int, Field(ge=2)] | None = None
     restarts: Count = 20
+    knn: Counts = (20, 200)
+    probe: Literal["last", "blocks", "none"] = "last"
+    retrieval: bool = True
+    overclustering: Annotated[int, Field(ge=0)] = 10
     gallery: Annotated[int, Field(ge=1, le=100)] = 10
 
 
