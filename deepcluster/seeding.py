@@ -11,7 +11,9 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-Purpose = Literal["backbone", "pca", "kmeans", "head", "sampler", "augment", "colour", "dropout", "evaluate"]
+Purpose = Literal[
+    "backbone", "pca", "kmeans", "clustering", "head", "sampler", "augment", "colour", "dropout", "evaluate"
+]
 
 
 def derive_seed(seed: int, purpose: Purpose, epoch: int) -> int:

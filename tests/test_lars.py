@@ -102,12 +102,12 @@ def test_a_closure_is_called_with_gradients():
 def test_it_learns_labels_that_follow_from_the_images():
     backbone, head = models()
     images, labels_N = data()
-    fast = OptimizerSettings(name="lars", lr=5.0, momentum=0.9, weight_decay=1e-4)
+    fast = OptimizerSettings(name="lars", lr=1.0, momentum=0.9, weight_decay=1e-4)
     optimizers = build_optimizer(backbone.parameters(), fast), build_optimizer(head.parameters(), HEAD_SGD)
     indices = np.random.default_rng(1).integers(0, 96, 960)
     before = copy.deepcopy(backbone.state_dict())
     results = train(backbone, head, images, labels_N, indices=indices, optimizers=optimizers)
-    assert results[-1].loss < results[0].loss / 3
+    assert results[-1].loss < results[0].loss / 100
     assert all(not torch.equal(before[name], weight) for name, weight in backbone.named_parameters())
 
 

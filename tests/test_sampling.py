@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepcluster.sampling import uniform_over_clusters
+from deepcluster.sampling import each_in_turn, uniform_over_clusters
 
 SIZES = (1, 3, 10, 50, 200, 1000)
 
@@ -89,3 +89,16 @@ def test_size_is_exact_and_shares_differ_by_one_at_most(labels, size, seed):
 def test_no_labels_or_negative_ones_are_refused(labels_N):
     with pytest.raises(ValueError, match="labels must be a non-empty array \\[N\\] of cluster numbers from 0"):
         uniform_over_clusters(labels_N, size=4, rng=np.random.default_rng(0))
+
+
+def test_in_turn_every_image_comes_once_before_any_comes_again():
+    indices = each_in_turn(7, size=17, rng=np.random.default_rng(0))
+    assert indices.dtype == np.int64
+    assert [sorted(part.tolist()) for part in np.split(indices[:14], 2)] == [list(range(7))] * 2
+    assert len(set(indices[14:].tolist())) == 3
+    assert indices[:7].tolist() != indices[7:14].tolist() != list(range(7))
+
+
+def test_turns_depend_on_the_generator_alone():
+    first, again, other = (each_in_turn(50, size=50, rng=np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert first.tolist() == again.tolist() != other.tolist()

@@ -14,6 +14,7 @@ from deepcluster.artifacts.publish import publishing, remove, write_text
 from deepcluster.artifacts.safetensors_files import (
     CheckpointFiles,
     checkpoint_params,
+    read_bank,
     read_checkpoint,
     write_checkpoint,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "ids_hash",
     "open_store",
     "publishing",
+    "read_bank",
     "read_checkpoint",
     "read_weight_file",
     "remove",

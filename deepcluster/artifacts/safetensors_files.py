@@ -11,7 +11,7 @@ from deepcluster.artifacts.publish import publishing
 from deepcluster.artifacts.shards import Array
 from deepcluster.errors import ArtifactError
 
-HEADS = "heads.safetensors"
+HEADS, BANK = "heads.safetensors", "bank.safetensors"
 
 
 @dataclass(frozen=True)
@@ -19,16 +19,18 @@ class CheckpointFiles:
     """A checkpoint as arrays: backbone weights, optimizer state, and what is needed to rebuild the backbone.
 
     heads: what later epochs go on with of the heads; most runs keep nothing, and then there is no such file.
+    bank: rows that the next epoch has for features, or None; not read with the rest, but by `read_bank`.
     """
 
     weights: dict[str, Array]
     optimizer: dict[str, Array]
     description: dict[str, Any]
     heads: dict[str, Array] = field(default_factory=dict)
+    bank: Array | None = None
 
 
 def write_checkpoint(target: Path, files: CheckpointFiles, provenance: Provenance) -> None:
-    """Publish the folder: model, optimizer and maybe heads as .safetensors, and checkpoint.json with their sha256."""
+    """Publish the folder: model, optimizer, maybe heads and bank as .safetensors; checkpoint.json with their sha256."""
     from safetensors.numpy import save
 
     with publishing(target) as partial:
@@ -36,6 +38,8 @@ def write_checkpoint(target: Path, files: CheckpointFiles, provenance: Provenanc
         contents = {"model.safetensors": save(files.weights), "optimizer.safetensors": save(files.optimizer)}
         if files.heads:
             contents[HEADS] = save(files.heads)
+        if files.bank is not None:
+            contents[BANK] = save({"bank": files.bank})
         for name, content in contents.items():
             (partial / name).write_bytes(content)
         description = provenance.attributes("checkpoint") | plain(files.description)
@@ -48,8 +52,7 @@ def read_checkpoint(path: Path, *, made_by: str, ids: str | None = None, epoch: 
     if not path.exists():
         raise ArtifactError(f"{path}: not found; run `dvc repro {made_by}`")
     try:
-        description = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
-        digests = description["sha256"]
+        description, digests = _description(path)
         weights, optimizer = (
             _read_safetensors(path / name, digests[name]) for name in ("model.safetensors", "optimizer.safetensors")
         )
@@ -65,12 +68,27 @@ def read_checkpoint(path: Path, *, made_by: str, ids: str | None = None, epoch: 
     return CheckpointFiles(weights, optimizer, description, heads)
 
 
+def read_bank(path: Path) -> Array | None:
+    """The bank of the checkpoint at `path`, its checksum verified; None if it has none."""
+    try:
+        _, digests = _description(path)
+        return _read_safetensors(path / BANK, digests[BANK])["bank"] if BANK in digests else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise damaged(path, str(error) or type(error).__name__) from error
+
+
 def checkpoint_params(path: Path) -> dict[str, Any]:
     """The params that a checkpoint was made with, read alone; empty if it is missing or damaged."""
     try:
         return dict(json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))["params"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
+
+
+def _description(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """What checkpoint.json says, and of that the checksums by file."""
+    description = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+    return description, description["sha256"]
 
 
 def _read_safetensors(path: Path, digest: str) -> dict[str, Array]:
