@@ -69,8 +69,12 @@ def augment(
     augmentation: Augmentation,
     generator: torch.Generator,
     colour_generator: torch.Generator | None = None,
+    *,
+    size: int | None = None,
 ) -> Tensor:
     """Randomly transformed float images of the same shape, dtype and device; bilinear, so never outside [0, 1].
+
+    `size`: [N, C, size, size] instead. Where that means fewer pixels than a crop has, some of these are skipped.
 
     Crop first, then flips, then shear, rotate, zoom and move about the centre; then brightness, contrast, saturation,
     hue, autocontrast, equalize. Both generators live on the CPU. Vertical flip and colour draw from the second; if that
@@ -86,7 +90,8 @@ def augment(
     affine_N33 = _affine(augmentation, uniform_DN[2 * CROP_TRIES + 3 :], aspect=width / height)
     # affine_grid asks where an output pixel comes from, hence the last transform stands rightmost, inverted
     theta_N23 = (crop_N33 @ flip_N33 @ torch.linalg.inv(affine_N33))[:, :2].to(images_NCHW)
-    grid_NHW2 = F.affine_grid(theta_N23, list(images_NCHW.shape), align_corners=False)
+    shape = [*images_NCHW.shape[:2], size or height, size or width]
+    grid_NHW2 = F.affine_grid(theta_N23, shape, align_corners=False)
     moved_NCHW = F.grid_sample(images_NCHW, grid_NHW2, padding_mode=augmentation.padding, align_corners=False)
     return _coloured(moved_NCHW, augmentation, colour_DN[1:])
 

@@ -13,6 +13,7 @@ from deepcluster.errors import ArtifactError
 from deepcluster.models.build import Backbone, build_backbone
 from deepcluster.models.frontend import build_front_end
 from deepcluster.models.heads import Heads, load_heads
+from deepcluster.models.projector import Projector
 from deepcluster.params import Arch
 
 WEIGHTS, OPTIMIZER = "weights.", "optimizer."  # in heads.safetensors
@@ -58,6 +59,7 @@ class Checkpoint:
 
     Optimizer states are empty before training and where nothing was kept; so are `heads` (weights by name) and
     `average` (weights of the backbone, averaged over steps, by name).
+    projector: of DeepCluster-v2, with its weights, which are not among `heads`; None of DeepCluster.
     """
 
     path: Path
@@ -67,6 +69,7 @@ class Checkpoint:
     heads: dict[str, artifacts.Array]
     head_optimizer: OptimizerState
     average: dict[str, artifacts.Array]
+    projector: Projector | None = None
 
 
 def save_checkpoint(
@@ -78,12 +81,16 @@ def save_checkpoint(
     kept: dict[str, torch.Tensor] | None = None,
     head_optimizer: OptimizerState | None = None,
     average: nn.Module | None = None,
+    projector: Projector | None = None,
+    bank_NP: artifacts.Array | None = None,
 ) -> None:
     """Publish a checkpoint folder; see `artifacts.write_checkpoint`.
 
-    kept: the heads' weights to go on with. average: a backbone with the averaged weights.
+    kept: the heads' weights to go on with. average: a backbone with the averaged weights. DeepCluster-v2 gives a
+    projector in their place, and after training the bank.
     """
     own = optimizer_state(optimizer, backbone)
+    kept = projector.state_dict() if projector else kept
     weights = {f"{WEIGHTS}{name}": array for name, array in _arrays(kept or {}).items()}
     state = {f"{OPTIMIZER}{name}": array for name, array in (head_optimizer.tensors if head_optimizer else {}).items()}
     files = artifacts.CheckpointFiles(
@@ -91,12 +98,14 @@ def save_checkpoint(
         optimizer=own.tensors,
         heads=weights | state,
         average={} if average is None else weights_of(average),
+        bank=bank_NP,
         description={
             "backbone": vars(description),
             "feature_dim": backbone.feature_dim,
             "optimizer": own.name,
         }
-        | ({"head_optimizer": head_optimizer.name} if head_optimizer else {}),
+        | ({"head_optimizer": head_optimizer.name} if head_optimizer else {})
+        | ({"projector": {"hidden": projector.hidden, "outputs": projector.outputs}} if projector else {}),
     )
     artifacts.write_checkpoint(target, files, provenance)
 
@@ -113,14 +122,19 @@ def load_checkpoint(path: Path, *, made_by: str, ids: str | None, epoch: int, to
     except (KeyError, TypeError) as error:
         raise artifacts.damaged(path, f"description: {error}") from error
     load_weights(backbone, files.weights if to_train or not files.average else files.average, path)
+    heads, projector = _named(files.heads, WEIGHTS), None
+    if sizes := files.description.get("projector"):
+        projector = Projector(backbone.feature_dim, **sizes)
+        load_weights(projector, heads, path, what="this projector")
     return Checkpoint(
         path,
         description,
         backbone,
         OptimizerState(files.optimizer, files.description.get("optimizer")),
-        _named(files.heads, WEIGHTS),
+        {} if projector else heads,
         OptimizerState(_named(files.heads, OPTIMIZER), files.description.get("head_optimizer")),
         files.average,
+        projector,
     )
 
 
@@ -129,18 +143,18 @@ def weights_of(backbone: nn.Module) -> dict[str, artifacts.Array]:
     return _arrays(backbone.state_dict())
 
 
-def load_weights(backbone: nn.Module, weights: dict[str, artifacts.Array], source: Path) -> None:
-    """Put `weights` into the backbone; ArtifactError naming the tensors that do not fit."""
-    expected = {name: tuple(tensor.shape) for name, tensor in backbone.state_dict().items()}
+def load_weights(
+    module: nn.Module, weights: dict[str, artifacts.Array], source: Path, *, what: str = "this backbone"
+) -> None:
+    """Put `weights` into a backbone or a projector; ArtifactError naming the tensors that do not fit."""
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     found = {name: array.shape for name, array in weights.items()}
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if wrong:
         name = wrong[0]
         shapes = f"expected {expected.get(name, 'nothing')}, got {found.get(name, 'nothing')}"
-        raise ArtifactError(
-            f"{source}: not weights of this backbone: {len(wrong)} tensors differ, first {name}: {shapes}"
-        )
-    backbone.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()})
+        raise ArtifactError(f"{source}: not weights of {what}: {len(wrong)} tensors differ, first {name}: {shapes}")
+    module.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()})
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer | None, module: nn.Module) -> OptimizerState:

@@ -1,4 +1,4 @@
-"""Which images an epoch of training sees: drawn uniformly over clusters (paper, section 3.3).
+"""Which images an epoch of training sees: drawn uniformly over clusters (paper, section 3.3), or each in its turn.
 
 The trap: what is returned are indices into the data set, as `images[i]` and `labels[i]` take them. Use them on images
 stored in cluster order, or on any other re-ordered or filtered copy, and balance and labels are lost without an error.
@@ -48,6 +48,12 @@ def nearest_of_each(
         count = max(1, math.ceil(share * len(members)))
         nearest_N[members[np.argsort(distances_N[members], kind="stable")[:count]]] = True
     return nearest_N
+
+
+def each_in_turn(count: int, *, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """`size` indices of `count` images, int64 [size]: all of them in random order, then in another, and so on."""
+    orders = [rng.permutation(count) for _ in range(-(-size // count))]
+    return np.concatenate(orders)[:size].astype(np.int64)
 
 
 def _members(labels_N: NDArray[np.int32]) -> list[NDArray[np.intp]]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 Purpose = Literal[
-    "backbone", "pca", "kmeans", "head", "sampler", "augment", "colour", "dropout",
+    "backbone", "pca", "kmeans", "clustering", "head", "sampler", "augment", "colour", "dropout",
     "evaluate", "held_out", "probe", "retrieval", "overclustering", "trust", "gallery",
 ]  # fmt: skip
 

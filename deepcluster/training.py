@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from deepcluster.augment import Augmentation, augment
 from deepcluster.contrastive import Objective, Terms
 from deepcluster.errors import NumericsError, UserError
+from deepcluster.lars import LARS
 from deepcluster.models.build import Backbone, Precision, autocast, compiled
 from deepcluster.models.heads import Heads
 from deepcluster.pixels import normalise, to_float
@@ -29,9 +30,9 @@ LEAST_IMAGES = 32
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """One optimizer; momentum is SGD's, betas are Adam's."""
+    """One optimizer; momentum is SGD's and LARS', betas are Adam's."""
 
-    name: Literal["sgd", "adam"]
+    name: Literal["sgd", "adam", "lars"]
     lr: float
     momentum: float
     weight_decay: float
@@ -75,6 +76,8 @@ def build_optimizer(parameters: Iterable[nn.Parameter], settings: OptimizerSetti
             return torch.optim.Adam(
                 weights, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=fused
             )
+        case "lars":
+            return LARS(weights, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
         case _:
             assert_never(settings.name)
 
@@ -112,11 +115,11 @@ def train_epoch(
     """
     backbone.to(device).to(memory_format=torch.channels_last).train()
     heads.to(device).train()
-    _keep_frozen_still(backbone)
+    keep_frozen_still(backbone)
     scheduled = [optimizer for optimizer in optimizers if all(optimizer is not other for other in unscheduled)]
-    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in scheduled]
+    rates = rates_of(scheduled)
     for optimizer in optimizers:
-        _lay_out_as_weights(optimizer)
+        lay_out_as_weights(optimizer)
     forward = compiled(backbone, compile)
     cut = batches(indices, batch_size)
     for step, (images_BCHW, labels_B) in enumerate(uploaded(images, labels_N, cut, device), start=1):
@@ -125,18 +128,15 @@ def train_epoch(
         if step == 1 and len(views) > 1:
             _refuse_identical(*views)
         inputs = normalise(views[0] if len(views) == 1 else torch.cat(views), mean, std)
-        with _dropout_from(generator, device), autocast(device, precision):
+        with dropout_from(generator, device), autocast(device, precision):
             features_BD = forward(inputs.contiguous(memory_format=torch.channels_last))
             logits_BK, projected_BP = heads(features_BD, backbone.head_activation)
         terms = objective.terms(logits_BK, projected_BP, labels_B)
         measured = _measured(terms, logits_BK, labels_B.repeat(objective.views))
-        if not math.isfinite(measured[0]):
-            raise NumericsError(
-                f"loss is {measured[0]} at step {step}: lower train.optimizer.lr or set train.precision to fp32"
-            )
-        _set_rates(scheduled, rates, lr_factor(step, len(cut)))
+        refuse_non_finite(measured[0], step)
+        set_rates(scheduled, rates, lr_factor(step, len(cut)))
         lr = optimizers[0].param_groups[0]["lr"]
-        _update(terms.total, optimizers, clip_norm)
+        update(terms.total, optimizers, clip_norm)
         yield StepResult(step, len(labels_B), *measured, lr)
 
 
@@ -190,7 +190,13 @@ def batches(indices: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int6
     return np.split(indices, cuts) if len(indices) else []
 
 
-def _lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
+def refuse_non_finite(loss: float, step: int) -> None:
+    """NumericsError for a loss that is NaN or infinite, to be raised before the step changes any weight."""
+    if not math.isfinite(loss):
+        raise NumericsError(f"loss is {loss} at step {step}: lower train.optimizer.lr or set train.precision to fp32")
+
+
+def lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
     """Momentum and moments get the memory format of their weights.
 
     torch's fused optimizers on the CPU walk weights and state in memory order without comparing strides (seen in
@@ -203,7 +209,7 @@ def _lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
 
 
 @contextmanager
-def _dropout_from(generator: torch.Generator, device: torch.device) -> Iterator[None]:
+def dropout_from(generator: torch.Generator, device: torch.device) -> Iterator[None]:
     """Dropout draws from torch's global generator: seeded from `generator` inside, restored afterwards."""
     seed = int(torch.randint(2**62, (), generator=generator))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -220,7 +226,7 @@ def _refuse_identical(first_NCHW: Tensor, second_NCHW: Tensor) -> None:
         )
 
 
-def _keep_frozen_still(backbone: nn.Module) -> None:
+def keep_frozen_still(backbone: nn.Module) -> None:
     """Modules of which no weight is trained run as in evaluation: else batch norm's statistics would go on moving."""
     for module in backbone.modules():
         own = list(module.parameters(recurse=False))
@@ -237,13 +243,20 @@ def _measured(terms: Terms, logits_BK: Tensor, labels_B: Tensor) -> tuple[float,
     return loss, share, labelled, None if terms.contrastive is None else contrasted
 
 
-def _set_rates(optimizers: Sequence[torch.optim.Optimizer], rates: Sequence[Sequence[float]], factor: float) -> None:
+def rates_of(optimizers: Sequence[torch.optim.Optimizer]) -> list[list[float]]:
+    """The learning rates as they are now, by optimizer and group."""
+    return [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+
+
+def set_rates(optimizers: Sequence[torch.optim.Optimizer], rates: Sequence[Sequence[float]], factor: float) -> None:
+    """The learning rates of `rates_of`, times the factor."""
     for optimizer, own in zip(optimizers, rates, strict=True):
         for group, rate in zip(optimizer.param_groups, own, strict=True):
             group["lr"] = rate * factor
 
 
-def _update(loss: Tensor, optimizers: Sequence[torch.optim.Optimizer], clip_norm: float | None) -> None:
+def update(loss: Tensor, optimizers: Sequence[torch.optim.Optimizer], clip_norm: float | None) -> None:
+    """One step of every optimizer down the gradient of the loss."""
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from deepcluster.artifacts import Store
+    from deepcluster.clustering.health import Health
     from deepcluster.clustering.kmeans import Clustering
     from deepcluster.params import Params
     from deepcluster.params.sections import Cluster
@@ -19,15 +21,16 @@ def cluster(epoch: Epoch) -> None:
     Reads data/epochs/E/pca.zarr, from epoch 2 on data/history/E-1/clusters.zarr, and params.yaml's section `cluster`.
     Writes data/history/E/clusters.zarr: labels int32 [N], squared distances float32 [N], centroids [K, d],
     objective per iteration, sizes [K]; with `fail_on_collapse` nothing, if clusters or features have collapsed.
+    Of several clusterings these are the first's, and beside them stand labels_all [H, N] and centroids_all [H, K, d].
     """
+    import numpy as np
+
     from deepcluster import artifacts, layout
-    from deepcluster.clustering.health import Limits, collapsed, health, variances
+    from deepcluster.clustering.health import variances
     from deepcluster.clustering.kmeans import uses_gpu
-    from deepcluster.clustering.matching import match_labels, renumbered
-    from deepcluster.errors import CollapseError
 
     with stage("cluster", epoch) as params:
-        settings, previous_N = params.cluster, None
+        settings, previous = params.cluster, None
         reduced = artifacts.open_store(layout.pca(epoch), "pca", made_by=f"pca@{epoch}", epoch=epoch)
         count, components = reduced.shape("reduced")
         _refuse_too_large(settings, count, components)
@@ -36,42 +39,97 @@ def cluster(epoch: Epoch) -> None:
             previous = artifacts.open_store(
                 layout.clusters(epoch - 1), "clusters", made_by=f"cluster@{epoch - 1}", ids=reduced.ids, epoch=epoch - 1
             )
-            previous_N = previous.read("labels")
         if uses_gpu("faiss" if settings.method == "pic" else settings.backend, faiss_gpu()):
             print(f"cluster@{epoch}: faiss on GPUs promises no order of addition; two runs may differ slightly")
-        found = _clustering(params, epoch, rows_Nd, previous_N)
-        k = len(found.sizes_K)
-        if settings.match_labels and previous_N is not None:
-            _refuse_matching(k)  # pic tells k only now
-            found = renumbered(found, match_labels(found.labels_N, previous_N, k))
         variance_d = reduced.read("explained_variance") if reduced.has("explained_variance") else variances(rows_Nd)
-        state = health(found.sizes_K, found.labels_N, previous_N, variance_d)
-        print(
-            f"cluster@{epoch}: {found.sizes_K.min():,} to {found.sizes_K.max():,} images a cluster, effective k "
-            f"{state.effective_k:.1f} of {k}{' found' if settings.method == 'pic' else ''}, "
-            f"feature rank {state.feature_rank:.1f}" + ("" if state.drift is None else f", drift {state.drift:.2f}")
-        )
-        limits = Limits(**settings.collapse.model_dump())
-        if problem := collapsed(state, found.sizes_K, components, limits, method=settings.method):
-            if settings.fail_on_collapse:
-                sweep = f"`deepcluster sweep-k --epoch {epoch}` tries other k, " if settings.method == "kmeans" else ""
-                raise CollapseError(
-                    f"cluster@{epoch}: {problem}. Nothing was published; {sweep}"
-                    "cluster.fail_on_collapse: false goes on all the same"
-                )
-            print(f"warning: {problem}")
+        found, states = [], []
+        for number in range(settings.clusterings):
+            previous_N = _previous_labels(previous, number)
+            found.append(_clustering(params, epoch, number, rows_Nd, previous_N))
+            states.append(_checked(settings, epoch, number, found[-1], previous_N, variance_d, components))
+        first = found[0]
         provenance = artifacts.Provenance(reduced.samples, reduced.ids, epoch, params.seed, settings.model_dump())
-        extra = {"health": state.attributes(), "trained_on": found.trained_on}
+        extra = {"health": states[0].attributes(), "trained_on": first.trained_on}
         with artifacts.write_store(layout.clusters(epoch), "clusters", provenance, **extra) as store:
-            store.array("labels", found.labels_N, ("sample",))
-            store.array("distances", found.distances_N, ("sample",))
-            store.array("centroids", found.centroids_Kd, ("cluster", "component"))
-            store.array("objective", found.objective, ("iteration",))
-            store.array("sizes", found.sizes_K, ("cluster",))
+            store.array("labels", first.labels_N, ("sample",))
+            store.array("distances", first.distances_N, ("sample",))
+            store.array("centroids", first.centroids_Kd, ("cluster", "component"))
+            store.array("objective", first.objective, ("iteration",))
+            store.array("sizes", first.sizes_K, ("cluster",))
+            if len(found) > 1:
+                labels_HN = np.stack([each.labels_N for each in found])
+                store.array("labels_all", labels_HN, ("clustering", "sample"))
+                centroids_HKd = np.stack([each.centroids_Kd for each in found])
+                store.array("centroids_all", centroids_HKd, ("clustering", "cluster", "component"))
+
+
+def _previous_labels(previous: "Store | None", number: int) -> "NDArray[np.int32] | None":
+    """Of the same clustering in the epoch before, if there was one."""
+    if previous is None:
+        return None
+    if number == 0:
+        return previous.read("labels")
+    if not previous.has("labels_all") or number >= previous.shape("labels_all")[0]:
+        return None
+    labels_N: NDArray[np.int32] = previous.read("labels_all", slice(number, number + 1))[0]
+    return labels_N
+
+
+def _checked(
+    settings: "Cluster",
+    epoch: int,
+    number: int,
+    found: "Clustering",
+    previous_N: "NDArray[np.int32] | None",
+    variance_d: "NDArray[np.floating]",
+    components: int,
+) -> "Health":
+    """The state of a clustering, printed; CollapseError if it has collapsed and the settings do not go on."""
+    from deepcluster.clustering.health import Limits, collapsed, health
+    from deepcluster.errors import CollapseError
+
+    state = health(found.sizes_K, found.labels_N, previous_N, variance_d)
+    name = f"cluster@{epoch}" + (f", clustering {number + 1}" if settings.clusterings > 1 else "")
+    print(
+        f"{name}: {found.sizes_K.min():,} to {found.sizes_K.max():,} images a cluster, effective k "
+        f"{state.effective_k:.1f} of {len(found.sizes_K)}{' found' if settings.method == 'pic' else ''}, "
+        f"feature rank {state.feature_rank:.1f}" + ("" if state.drift is None else f", drift {state.drift:.2f}")
+    )
+    limits = Limits(**settings.collapse.model_dump())
+    if problem := collapsed(state, found.sizes_K, components, limits, method=settings.method):
+        if settings.fail_on_collapse:
+            sweep = f"`deepcluster sweep-k --epoch {epoch}` tries other k, " if settings.method == "kmeans" else ""
+            raise CollapseError(
+                f"{name}: {problem}. Nothing was published; {sweep}cluster.fail_on_collapse: false goes on all the same"
+            )
+        print(f"warning: {problem}")
+    return state
 
 
 def _clustering(
-    params: "Params", epoch: int, rows_Nd: "NDArray[np.float32]", previous_N: "NDArray[np.int32] | None"
+    params: "Params",
+    epoch: int,
+    number: int,
+    rows_Nd: "NDArray[np.float32]",
+    previous_N: "NDArray[np.int32] | None",
+) -> "Clustering":
+    """The clustering of that number, which has a seed of its own; numbered as in the epoch before, if asked."""
+    from deepcluster.clustering.matching import match_labels, renumbered
+
+    found = _found(params, epoch, number, rows_Nd, previous_N)
+    if not params.cluster.match_labels or previous_N is None:
+        return found
+    k = len(found.sizes_K)
+    _refuse_matching(k)  # pic tells k only now
+    return renumbered(found, match_labels(found.labels_N, previous_N, k))
+
+
+def _found(
+    params: "Params",
+    epoch: int,
+    number: int,
+    rows_Nd: "NDArray[np.float32]",
+    previous_N: "NDArray[np.int32] | None",
 ) -> "Clustering":
     from deepcluster.clustering.kmeans import kmeans
     from deepcluster.clustering.pic import pic
@@ -83,13 +141,14 @@ def _clustering(
         return pic(rows_Nd, **settings.pic.model_dump(), gpu=faiss_gpu())
     if settings.warm_start and previous_N is not None:
         initial_Kd = means_of_clusters(rows_Nd, previous_N, k=settings.k)
+    seed = derive_seed(params.seed, "kmeans", epoch)
     return kmeans(
         rows_Nd,
         k=settings.k,
         backend=settings.backend,
         iterations=settings.iterations,
         restarts=settings.restarts,
-        seed=derive_seed(params.seed, "kmeans", epoch),
+        seed=derive_seed(seed, "clustering", number) if number else seed,
         init=settings.init,
         spherical=settings.spherical,
         points_per_centroid=settings.points_per_centroid,

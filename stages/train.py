@@ -6,31 +6,55 @@ import json
 from typing import TYPE_CHECKING
 
 from stages.common import Epoch, device, main, open_images, stage
+from stages.train_v2 import optimizer_settings, refuse_other_method, train_v2
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-    from deepcluster import params
     from deepcluster.artifacts import Store
     from deepcluster.checkpoint import Checkpoint
     from deepcluster.models.build import Backbone
     from deepcluster.models.heads import Heads
     from deepcluster.params import Params
-    from deepcluster.training import OptimizerSettings, StepResult
+    from deepcluster.training import StepResult
 
 
 def train(epoch: Epoch) -> None:
     """Train the backbone for one epoch to predict the pseudo-labels, under a new head unless the params keep it.
 
+    DeepCluster-v2 trains a projector in front of fixed prototypes in the place of a head, and fills its bank.
     Reads data/dataset/images.zarr, data/epochs/E-1/checkpoint, data/history/E/clusters.zarr and params.yaml's sections
     `train` and `augment`. Writes data/epochs/E/checkpoint, data/history/E/train.json (means of the epoch) and
     data/history/E/steps.csv (a row a step).
     """
+    from deepcluster import artifacts, layout
+    from deepcluster.checkpoint import load_checkpoint
+
+    with stage("train", epoch) as params:
+        images, before = open_images(), epoch - 1
+        made_by = layout.made_by_checkpoint(before)
+        checkpoint = load_checkpoint(
+            layout.checkpoint(before), made_by=made_by, ids=images.ids, epoch=before, to_train=True
+        )
+        clusters = artifacts.open_store(
+            layout.clusters(epoch), "clusters", made_by=f"cluster@{epoch}", ids=images.ids, epoch=epoch
+        )
+        refuse_other_method(params.train, checkpoint)
+        work = train_v2 if params.train.method == "deepcluster_v2" else _train
+        results = work(params, epoch, images, checkpoint, clusters)
+        artifacts.write_text(layout.train_steps(epoch), _steps_csv(results))
+        summary = _summary(epoch, results)
+        artifacts.write_text(layout.train_summary(epoch), json.dumps(summary, indent=2) + "\n")
+        print(f"train@{epoch}: {_described(summary)}")
+
+
+def _train(
+    params: "Params", epoch: int, images: "Store", checkpoint: "Checkpoint", clusters: "Store"
+) -> "list[StepResult]":
+    """DeepCluster: a head over the pseudo-labels; publishes the checkpoint."""
     from functools import partial
 
-    from deepcluster import artifacts, layout
     from deepcluster.augment import augmentation_of
-    from deepcluster.checkpoint import load_checkpoint
     from deepcluster.contrastive import Objective
     from deepcluster.images import open_rows
     from deepcluster.progress import counted
@@ -39,52 +63,40 @@ def train(epoch: Epoch) -> None:
     from deepcluster.seeding import numpy_generator, torch_generator
     from deepcluster.training import averaged, train_epoch
 
-    with stage("train", epoch) as params:
-        images, settings, before = open_images(), params.train, epoch - 1
-        made_by = layout.made_by_checkpoint(before)
-        checkpoint = load_checkpoint(
-            layout.checkpoint(before), made_by=made_by, ids=images.ids, epoch=before, to_train=True
-        )
-        clusters = artifacts.open_store(
-            layout.clusters(epoch), "clusters", made_by=f"cluster@{epoch}", ids=images.ids, epoch=epoch
-        )
-        labels_N = clusters.read("labels")
-        backbone, average = checkpoint.backbone.to(device()), None
-        heads = _heads(params, checkpoint, epoch, len(clusters.read("sizes"))).to(device())
-        optimizer, head_optimizer = _optimizers(params, checkpoint, heads)
-        size = max(2, round(settings.epoch_size * images.samples))
-        kept_N = nearest_of_each(labels_N, clusters.read("distances"), share=settings.keep)
-        rng = numpy_generator(params.seed, "sampler", epoch)
-        steps = train_epoch(
-            backbone,
-            heads,
-            open_rows(images),
-            labels_N,
-            indices=uniform_over_clusters(labels_N, size=size, rng=rng, among_N=kept_N),
-            batch_size=settings.batch_size,
-            augmentation=augmentation_of(params.augment, images.attributes["params"]["name"]),
-            mean=images.attributes["mean"],
-            std=images.attributes["std"],
-            optimizers=[optimizer, head_optimizer] if optimizer else [head_optimizer],
-            generator=torch_generator(params.seed, "augment", epoch),
-            colour_generator=torch_generator(params.seed, "colour", epoch),
-            device=device(),
-            precision=settings.precision,
-            objective=Objective(settings.loss, **settings.contrastive.model_dump(exclude={"projection"})),
-            lr_factor=partial(LearningRate(**settings.schedule.model_dump(exclude={"head"})).in_step, epoch),
-            unscheduled=[] if settings.schedule.head else [head_optimizer],
-            clip_norm=settings.clip_norm,
-            compile=settings.compile,
-        )
-        if settings.average is not None:
-            average = _average(checkpoint).to(device())
-            steps = averaged(steps, backbone, average, decay=settings.average)
-        results = list(counted(steps, f"train@{epoch}", size, "images", lambda step: step.images))
-        _publish(params, epoch, images, checkpoint, heads, optimizer, head_optimizer, average)
-        artifacts.write_text(layout.train_steps(epoch), _steps_csv(results))
-        summary = _summary(epoch, results)
-        artifacts.write_text(layout.train_summary(epoch), json.dumps(summary, indent=2) + "\n")
-        print(f"train@{epoch}: {_described(summary)}")
+    settings, labels_N = params.train, clusters.read("labels")
+    backbone, average = checkpoint.backbone.to(device()), None
+    heads = _heads(params, checkpoint, epoch, len(clusters.read("sizes"))).to(device())
+    optimizer, head_optimizer = _optimizers(params, checkpoint, heads)
+    size = max(2, round(settings.epoch_size * images.samples))
+    kept_N = nearest_of_each(labels_N, clusters.read("distances"), share=settings.keep)
+    rng = numpy_generator(params.seed, "sampler", epoch)
+    steps = train_epoch(
+        backbone,
+        heads,
+        open_rows(images),
+        labels_N,
+        indices=uniform_over_clusters(labels_N, size=size, rng=rng, among_N=kept_N),
+        batch_size=settings.batch_size,
+        augmentation=augmentation_of(params.augment, images.attributes["params"]["name"]),
+        mean=images.attributes["mean"],
+        std=images.attributes["std"],
+        optimizers=[optimizer, head_optimizer] if optimizer else [head_optimizer],
+        generator=torch_generator(params.seed, "augment", epoch),
+        colour_generator=torch_generator(params.seed, "colour", epoch),
+        device=device(),
+        precision=settings.precision,
+        objective=Objective(settings.loss, **settings.contrastive.model_dump(exclude={"projection"})),
+        lr_factor=partial(LearningRate(**settings.schedule.model_dump(exclude={"head"})).in_step, epoch),
+        unscheduled=[] if settings.schedule.head else [head_optimizer],
+        clip_norm=settings.clip_norm,
+        compile=settings.compile,
+    )
+    if settings.average is not None:
+        average = _average(checkpoint).to(device())
+        steps = averaged(steps, backbone, average, decay=settings.average)
+    results = list(counted(steps, f"train@{epoch}", size, "images", lambda step: step.images))
+    _publish(params, epoch, images, checkpoint, heads, optimizer, head_optimizer, average)
+    return results
 
 
 def _heads(params: "Params", checkpoint: "Checkpoint", epoch: int, k: int) -> "Heads":
@@ -114,11 +126,11 @@ def _optimizers(params: "Params", checkpoint: "Checkpoint", heads: "Heads") -> "
     settings, backbone, optimizer = params.train, checkpoint.backbone, None
     freeze(backbone, settings.freeze)
     if weights := trainable(backbone):
-        optimizer = build_optimizer(weights, _settings(settings.optimizer))
+        optimizer = build_optimizer(weights, optimizer_settings(settings.optimizer))
         restore_optimizer(optimizer, backbone, checkpoint.optimizer, checkpoint.path)
     elif settings.contrastive.strategy != "none" and not settings.contrastive.label_weight:
         raise UserError("train.freeze: leaves nothing to train, as train.contrastive.label_weight is 0")
-    head_optimizer = build_optimizer(heads.parameters(), _settings(settings.head))
+    head_optimizer = build_optimizer(heads.parameters(), optimizer_settings(settings.head))
     if settings.head.carry_optimizer:
         restore_optimizer(head_optimizer, heads, checkpoint.head_optimizer, checkpoint.path)
     return optimizer, head_optimizer
@@ -162,13 +174,6 @@ def _publish(
         head_optimizer=optimizer_state(head_optimizer, heads) if settings.head.carry_optimizer else None,
         average=average,
     )
-
-
-def _settings(section: "params.Optimizer") -> "OptimizerSettings":
-    from deepcluster.training import OptimizerSettings
-
-    betas = (section.beta1, section.beta2)
-    return OptimizerSettings(section.name, section.lr, section.momentum, section.weight_decay, betas)
 
 
 def _summary(epoch: int, results: "list[StepResult]") -> dict[str, float | None]:

@@ -245,3 +245,24 @@ def test_a_pickle_in_place_of_weights_is_refused_and_not_run(checkpoint, tmp_pat
     with pytest.raises(ArtifactError, match="damaged"):
         artifacts.read_weight_file(path)
     assert not (tmp_path / "exploded").exists()
+
+
+def test_a_bank_is_read_by_itself_with_a_checksum_of_its_own(tmp_path):
+    path, bank_NP = tmp_path / "checkpoint", np.arange(6, dtype=np.float32).reshape(3, 2)
+    weights = {"w": np.ones(2, np.float32)}
+    artifacts.write_checkpoint(path, artifacts.CheckpointFiles(weights, {}, {}, bank=bank_NP), provenance())
+    np.testing.assert_array_equal(artifacts.read_bank(path), bank_NP)
+    content = bytearray((path / "bank.safetensors").read_bytes())
+    content[-1] ^= 1
+    (path / "bank.safetensors").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"damaged \(checksum differs\)"):
+        artifacts.read_bank(path)
+    assert artifacts.read_checkpoint(path, made_by="train@1").bank is None  # not read, so not met
+    (path / "bank.safetensors").unlink()
+    with pytest.raises(ArtifactError, match="damaged"):
+        artifacts.read_bank(path)
+
+
+def test_most_checkpoints_have_no_bank(checkpoint):
+    assert artifacts.read_bank(checkpoint) is None
+    assert not (checkpoint / "bank.safetensors").exists()

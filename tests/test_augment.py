@@ -286,3 +286,13 @@ def test_to_float_and_normalise_by_hand():
     assert to_float(pixels).dtype == torch.float32
     normal = normalise(to_float(pixels), [0.5, 0.2, 0.0], [0.25, 1.0, 0.5])
     torch.testing.assert_close(normal.flatten(), torch.tensor([-2.0, 0.0, 2.0]))
+
+
+def test_another_size_shows_the_same_part_in_fewer_pixels():
+    """A ramp stays a ramp: half as many steps, each in the middle of two."""
+    ramp = torch.linspace(0, 1, 16).expand(3, 1, 16, 16)
+    small = augment(ramp, Augmentation(), seeded(0), size=8)
+    assert small.shape == (3, 1, 8, 8)
+    torch.testing.assert_close(small[0, 0, 0], ramp[0, 0, 0].view(8, 2).mean(1), atol=1e-5, rtol=0)
+    large, cut = (augment(ramp, replace(EVERYTHING, padding="border"), seeded(4), size=size) for size in (16, 8))
+    torch.testing.assert_close(cut, torch.nn.functional.avg_pool2d(large, 2), atol=0.05, rtol=0)

@@ -216,6 +216,19 @@ IDENTICAL = (
             IDENTICAL,
         ),
         ("cluster: {method: pic, warm_start: true}", "cluster.warm_start: is for cluster.method kmeans; got 'pic'"),
+        (
+            "cluster: {clusterings: 3}",
+            "cluster.clusterings: more than 1 needs train.method deepcluster_v2, since deepcluster has one head; got 3",
+        ),
+        (
+            "train: {method: deepcluster2}",
+            "train.method: must be one of 'deepcluster' or 'deepcluster_v2'; did you mean 'deepcluster'?; "
+            "got 'deepcluster2'",
+        ),
+        (
+            "train: {v2: {small_scale: [0.5, 1.5]}}",
+            "train.v2.small_scale: must not exceed 1, the image's whole area; got [0.5, 1.5]",
+        ),
         ("train: {freeze: [1]}", "train.freeze: must be a list of names; got 1"),
         ("train: {freeze: body}", "train.freeze: must be a list of names; got 'body'"),
         ("train: {freeze: [a, a]}", "train.freeze: must be a list of different names; got ['a', 'a']"),
@@ -238,6 +251,42 @@ def test_one_random_transform_is_enough_for_two_views(load, augment):
 def test_what_is_not_used_contradicts_nothing(load):
     text = "train: {contrastive: {weight: 0, label_weight: 0}, schedule: {epochs: 5, warmup: 5}}"
     assert load(text).train.schedule.warmup == 5
+
+
+def test_all_that_deepcluster_v2_does_without_is_said_at_once(load):
+    text = """
+pca: {enabled: true}
+cluster: {spherical: false, clusterings: 3, match_labels: true}
+train:
+  method: deepcluster_v2
+  loss: mse
+  epoch_size: 0.5
+  contrastive: {strategy: pseudo_labels}
+  head: {reset: false, carry_optimizer: true}
+"""
+    needs = [
+        "pca.enabled: false, since the projections' own centroids are its last layer",
+        "cluster.spherical: true, since it compares projections by their cosine",
+        "train.loss cross_entropy; got 'mse'",
+        "train.contrastive.strategy none, as it has several crops anyway; got 'pseudo_labels'",
+        "train.head.reset: true, since its last layer is the centroids",
+        "train.head.carry_optimizer: false; its projector is trained by train.optimizer, whose state passes on",
+        "train.epoch_size >= 1, since training projects every image for the next epoch; got 0.5",
+    ]
+    assert mistakes(load, text) == [f"train.method: deepcluster_v2 needs {need}" for need in needs]
+
+
+def test_deepcluster_v2_with_power_iteration_clustering(load):
+    text = "pca: {enabled: false}\ncluster: {method: pic}\ntrain: {method: deepcluster_v2}"
+    assert mistakes(load, text) == ["train.method: deepcluster_v2 needs cluster.method kmeans; got 'pic'"]
+
+
+def test_deepcluster_v2_with_what_it_needs(load):
+    text = (
+        "pca: {enabled: false}\ncluster: {spherical: true, clusterings: 3, warm_start: true, match_labels: true}\n"
+        "train: {method: deepcluster_v2, head: {lr: 1.0}, contrastive: {weight: 0.0}, optimizer: {name: lars}}"
+    )
+    assert load(text).train.v2.global_crops == 2
 
 
 def test_several_contradictions_are_said_at_once(load):

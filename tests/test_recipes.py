@@ -19,7 +19,7 @@ from deepcluster.plan import scheduled_epochs
 
 RECIPES = sorted((CHECKOUT / "recipes").glob("*.yaml"), key=lambda path: path.stem)
 NAMES = ", ".join(path.stem for path in RECIPES)
-PAPER = CHECKOUT / "recipes/paper-alexnet.yaml"
+PAPER, V2 = CHECKOUT / "recipes/paper-alexnet.yaml", CHECKOUT / "recipes/deepcluster-v2.yaml"
 IMAGES = 36
 SMALL = {"cluster.k": 4, "data.image_size": 20, "pca.components": 6, "epochs": 1, "evaluate.restarts": 1}
 SET = [argument for key, value in SMALL.items() for argument in ("-S", f"{key}={value}")]
@@ -115,6 +115,44 @@ def test_the_papers_setting():
     assert head == {key: found["train"]["head"][key] for key in head}
     assert found["train"]["schedule"]["name"] == "constant"
     assert found["train"]["contrastive"]["strategy"] == "none"
+
+
+def test_deepcluster_v2_as_published_or_scaled():
+    found = load_params(V2).model_dump(mode="json")
+    train, v2 = found["train"], found["train"]["v2"]
+    assert train["method"] == "deepcluster_v2"
+    assert (v2["hidden"], v2["outputs"], v2["temperature"], v2["global_crops"]) == (2048, 128, 0.1, 2)
+    assert (found["cluster"]["clusterings"], found["cluster"]["spherical"], found["cluster"]["iterations"]) == (
+        3,
+        True,
+        10,
+    )
+    sgd = {"name": "lars", "momentum": 0.9, "weight_decay": 1e-6}
+    assert sgd == {key: train["optimizer"][key] for key in sgd}
+    assert train["optimizer"]["lr"] / train["batch_size"] == pytest.approx(4.8 / 4096)
+    schedule = {"name": "cosine", "warmup": 10.0, "epochs": found["epochs"], "floor": 0.001}
+    assert schedule == {key: train["schedule"][key] for key in schedule}
+
+
+def test_one_epoch_of_deepcluster_v2_scaled_down(outcome, folder, tmp_path):
+    """Through the real stages, small crops of 16 pixels beside images of 20."""
+    write_photographs(tmp_path / "photos")
+    small = {
+        "data.name": "folder", "data.root": tmp_path / "photos", "data.image_size": 20, "epochs": 1, "cluster.k": 4,
+        "evaluate.restarts": 1, "model.arch": "convnet", "train.v2.hidden": 16, "cluster.fail_on_collapse": "false",
+    }  # fmt: skip
+    overrides = [argument for key, value in small.items() for argument in ("-S", f"{key}={value}")]
+    assert outcome("recipe", "deepcluster-v2", *overrides)[0] == 0
+    for stage in ("prepare", "initialise", "extract@1", "pca@1", "cluster@1", "train@1", "evaluate"):
+        name, _, number = stage.partition("@")
+        status, _, err = outcome(name, *(("--epoch", number) if number else ()))
+        assert status == 0, err
+    assert artifacts.read_bank(layout.checkpoint(1)).shape == (IMAGES, 128)
+    clusters = artifacts.open_store(layout.clusters(1), "clusters", made_by="")
+    assert clusters.shape("labels_all") == (3, IMAGES)
+    summary = json.loads(layout.train_summary(1).read_text())
+    assert (summary["images"], summary["steps"]) == (IMAGES, 1)
+    assert 0.5 * np.log(4) < summary["loss"] < 6  # cosines of random projections over a temperature of 0.1
 
 
 class TestCommand:

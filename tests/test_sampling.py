@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepcluster.sampling import nearest_of_each, uniform_over_clusters
+from deepcluster.sampling import each_in_turn, nearest_of_each, uniform_over_clusters
 
 SIZES = (1, 3, 10, 50, 200, 1000)
 
@@ -114,3 +114,16 @@ def test_only_images_among_the_given_are_drawn_and_all_of_them_is_the_same_as_no
         for among in (None, np.ones(len(labels_N), dtype=bool))
     )
     assert (one == other).all()
+
+
+def test_in_turn_every_image_comes_once_before_any_comes_again():
+    indices = each_in_turn(7, size=17, rng=np.random.default_rng(0))
+    assert indices.dtype == np.int64
+    assert [sorted(part.tolist()) for part in np.split(indices[:14], 2)] == [list(range(7))] * 2
+    assert len(set(indices[14:].tolist())) == 3
+    assert indices[:7].tolist() != indices[7:14].tolist() != list(range(7))
+
+
+def test_turns_depend_on_the_generator_alone():
+    first, again, other = (each_in_turn(50, size=50, rng=np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert first.tolist() == again.tolist() != other.tolist()

@@ -189,13 +189,13 @@ def test_the_step_schedule_counts_epochs_from_the_first(trained):
 @pytest.mark.parametrize("follows", [True, False])
 def test_the_rate_of_the_head_follows_the_schedule_or_stays(trained, monkeypatch, follows):
     rates = []
-    update = training._update
+    update = training.update
 
     def observed(loss, optimizers, clip_norm):
         rates.append([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
         update(loss, optimizers, clip_norm)
 
-    monkeypatch.setattr(training, "_update", observed)
+    monkeypatch.setattr(training, "update", observed)
     trained(1, train__schedule__warmup=1.0, train__schedule__name="constant", train__schedule__head=follows)
     rising = [0.05 * part / 6 for part in (1, 3, 5)]
     assert [backbone for backbone, _ in rates] == pytest.approx(rising)
@@ -222,14 +222,14 @@ def test_training_draws_from_the_nearest_of_each_cluster_only(trained, monkeypat
 
 def test_averaged_weights_are_the_formula_and_pass_on_and_are_what_is_extracted(trained, monkeypatch):
     seen = []
-    update = training._update
+    update = training.update
 
     def observed(loss, optimizers, clip_norm):
         update(loss, optimizers, clip_norm)
         weight = optimizers[0].param_groups[0]["params"][0]
         seen.append(weight.detach().double().numpy().copy())
 
-    monkeypatch.setattr(training, "_update", observed)
+    monkeypatch.setattr(training, "update", observed)
     trained(1, 2, train__average=0.75)
     (name,) = [name for name in weights(2) if weights(2)[name].shape == seen[0].shape and name.endswith("weight")][:1]
     expected = weights(0)[name].astype(np.float64)

@@ -22,6 +22,7 @@ from deepcluster.artifacts.publish import publishing, remove, write_text
 from deepcluster.artifacts.safetensors_files import (
     CheckpointFiles,
     checkpoint_params,
+    read_bank,
     read_checkpoint,
     write_checkpoint,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "ids_hash",
     "open_store",
     "publishing",
+    "read_bank",
     "read_bundle_files",
     "read_checkpoint",
     "read_weight_file",

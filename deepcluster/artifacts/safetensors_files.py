@@ -11,8 +11,7 @@ from deepcluster.artifacts.publish import publishing
 from deepcluster.artifacts.shards import Array
 from deepcluster.errors import ArtifactError
 
-HEADS = "heads.safetensors"
-AVERAGE = "average.safetensors"
+HEADS, BANK, AVERAGE = "heads.safetensors", "bank.safetensors", "average.safetensors"
 
 
 @dataclass(frozen=True)
@@ -21,6 +20,7 @@ class CheckpointFiles:
 
     heads: what later epochs go on with of the heads; average: backbone weights averaged over steps. Most runs keep
     neither, and then there are no such files.
+    bank: rows that the next epoch has for features, or None; not read with the rest, but by `read_bank`.
     """
 
     weights: dict[str, Array]
@@ -28,6 +28,7 @@ class CheckpointFiles:
     description: dict[str, Any]
     heads: dict[str, Array] = field(default_factory=dict)
     average: dict[str, Array] = field(default_factory=dict)
+    bank: Array | None = None
 
 
 def write_checkpoint(target: Path, files: CheckpointFiles, provenance: Provenance) -> None:
@@ -38,6 +39,8 @@ def write_checkpoint(target: Path, files: CheckpointFiles, provenance: Provenanc
         partial.mkdir()
         contents = {"model.safetensors": save(files.weights), "optimizer.safetensors": save(files.optimizer)}
         contents |= {name: save(arrays) for name, arrays in ((HEADS, files.heads), (AVERAGE, files.average)) if arrays}
+        if files.bank is not None:
+            contents[BANK] = save({"bank": files.bank})
         for name, content in contents.items():
             (partial / name).write_bytes(content)
         description = provenance.attributes("checkpoint") | plain(files.description)
@@ -50,8 +53,7 @@ def read_checkpoint(path: Path, *, made_by: str, ids: str | None = None, epoch: 
     if not path.exists():
         raise ArtifactError(f"{path}: not found; run `dvc repro {made_by}`")
     try:
-        description = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
-        digests = description["sha256"]
+        description, digests = _description(path)
         weights, optimizer = (
             _read_safetensors(path / name, digests[name]) for name in ("model.safetensors", "optimizer.safetensors")
         )
@@ -69,12 +71,27 @@ def read_checkpoint(path: Path, *, made_by: str, ids: str | None = None, epoch: 
     return CheckpointFiles(weights, optimizer, description, heads, average)
 
 
+def read_bank(path: Path) -> Array | None:
+    """The bank of the checkpoint at `path`, its checksum verified; None if it has none."""
+    try:
+        _, digests = _description(path)
+        return _read_safetensors(path / BANK, digests[BANK])["bank"] if BANK in digests else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise damaged(path, str(error) or type(error).__name__) from error
+
+
 def checkpoint_params(path: Path) -> dict[str, Any]:
     """The params that a checkpoint was made with, read alone; empty if it is missing or damaged."""
     try:
         return dict(json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))["params"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
+
+
+def _description(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """What checkpoint.json says, and of that the checksums by file."""
+    description = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+    return description, description["sha256"]
 
 
 def _read_safetensors(path: Path, digest: str) -> dict[str, Array]:

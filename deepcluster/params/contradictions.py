@@ -37,6 +37,39 @@ def contradictions(params: Params) -> Iterator[str]:
             "train.contrastive.strategy: two_views needs an augmentation that is random, since both views of an image "
             "are identical without one; switch on augment.crop, rotation, translate or another"
         )
+    if params.train.method == "deepcluster_v2":
+        yield from (f"train.method: deepcluster_v2 needs {need}" for need in _needs_of_v2(params))
+    elif cluster.clusterings > 1:
+        yield (
+            "cluster.clusterings: more than 1 needs train.method deepcluster_v2, since deepcluster has one head; "
+            f"got {cluster.clusterings}"
+        )
+
+
+def _needs_of_v2(params: Params) -> Iterator[str]:
+    cluster, train = params.cluster, params.train
+    if params.pca.enabled:
+        yield "pca.enabled: false, since the projections' own centroids are its last layer"
+    if cluster.method == "pic":
+        yield "cluster.method kmeans; got 'pic'"
+    elif not cluster.spherical:
+        yield "cluster.spherical: true, since it compares projections by their cosine"
+    if train.loss != "cross_entropy":
+        yield f"train.loss cross_entropy; got {train.loss!r}"
+    if train.contrastive.strategy != "none":
+        yield f"train.contrastive.strategy none, as it has several crops anyway; got {train.contrastive.strategy!r}"
+    if not train.head.reset:
+        yield "train.head.reset: true, since its last layer is the centroids"
+    if train.head.carry_optimizer:
+        yield "train.head.carry_optimizer: false; its projector is trained by train.optimizer, whose state passes on"
+    if train.keep < 1:
+        yield f"train.keep: 1.0, since it trains on every image; got {train.keep:g}"
+    if train.average is not None:
+        yield f"train.average: null; got {train.average:g}"
+    if params.refine.after is not None:
+        yield f"refine.after: null, as its clusters are its last layer; got {params.refine.after}"
+    if train.epoch_size < 1:
+        yield f"train.epoch_size >= 1, since training projects every image for the next epoch; got {train.epoch_size:g}"
 
 
 def _needs_of_refining(params: Params) -> Iterator[str]:

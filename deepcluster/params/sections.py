@@ -130,6 +130,7 @@ class Cluster(Section):
     init: Literal["random", "k-means++"] = "random"
     spherical: bool = False
     points_per_centroid: Count | None = None
+    clusterings: Count = 1
     warm_start: bool = False
     match_labels: bool = False
     pic: Pic = Field(default_factory=Pic)
@@ -149,7 +150,7 @@ class Refine(Section):
 class Optimizer(Section):
     """One optimizer: of the backbone (`train.optimizer`) or, with momentum 0 by default, of the head (`train.head`)."""
 
-    name: Literal["sgd", "adam"] = "sgd"
+    name: Literal["sgd", "adam", "lars"] = "sgd"
     lr: Positive = 0.05
     momentum: Fraction = 0.9
     weight_decay: NonNegative = 1e-5
@@ -188,15 +189,34 @@ class Contrastive(Section):
     projection: Count | None = None
 
 
-class Train(Section):
-    """One epoch on the pseudo-labels: see `deepcluster.training`."""
+class V2(Section):
+    """DeepCluster-v2, `train.method: deepcluster_v2`: see `deepcluster.training_v2`.
 
+    hidden, outputs: of the projector. global_crops: as `augment` says; small_crops: of small_scale of the area.
+    small_size: their side in pixels; null: that of the images. bank: which projections the next epoch clusters.
+    """
+
+    hidden: Count = 2048
+    outputs: Annotated[int, Field(ge=2)] = 128
+    temperature: Positive = 0.1
+    global_crops: Count = 2
+    small_crops: Annotated[int, Field(ge=0)] = 6
+    small_size: Count | None = None
+    small_scale: Annotated[Range, AfterValidator(_at_most_one)] = (0.05, 0.14)
+    bank: Literal["first", "mean"] = "first"
+
+
+class Train(Section):
+    """One epoch on the pseudo-labels: see `deepcluster.training`, and `deepcluster.training_v2`."""
+
+    method: Literal["deepcluster", "deepcluster_v2"] = "deepcluster"
     batch_size: Annotated[int, Field(ge=2)] = 256
     epoch_size: Positive = 1.0
     keep: Annotated[float, Field(gt=0, le=1)] = 1.0
     average: Annotated[float, Field(gt=0, lt=1)] | None = None
     loss: Literal["cross_entropy", "mse", "l1", "l2"] = "cross_entropy"
     contrastive: Contrastive = Field(default_factory=Contrastive)
+    v2: V2 = Field(default_factory=V2)
     clip_norm: Positive | None = None
     freeze: Names = ()
     schedule: Schedule = Field(default_factory=Schedule)
