@@ -30,6 +30,7 @@ TINY = {
     "data.image_size": 8,
     "data.grayscale": True,
     "pca.components": 4,
+    "refine.after": None,
     "cluster.k": 4,
     "train.batch_size": 16,
     "train.epoch_size": 1.0,
