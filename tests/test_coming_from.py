@@ -99,7 +99,9 @@ def test_its_overrides_can_be_set_with_s(row):
 def test_a_head_that_is_kept_needs_what_the_page_says():
     with pytest.raises(ParamsError, match=r"cluster\.match_labels"):
         edited(SHIPPED, ["train.head.reset=false"])
-    edited(SHIPPED, ["train.head.reset=false", "cluster.match_labels=true"])
+    with pytest.raises(ParamsError, match=r"refine\.after: needs train\.head\.reset: true"):
+        edited(SHIPPED, ["train.head.reset=false", "cluster.match_labels=true"])
+    edited(SHIPPED, ["train.head.reset=false", "cluster.match_labels=true", "refine.after=null"])
 
 
 def test_the_example_uses_real_flags_and_valid_overrides():

@@ -199,6 +199,14 @@ def recorded(
     return Recording(jobs, [slot], SHARED, tmp_path, tmp_path / "runs").run(), slot  # type: ignore[list-item]
 
 
+@pytest.fixture
+def interruptible():
+    """A shell's background jobs ignore Ctrl-C, and Python then installs no handler."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class TestRecording:
     def test_a_run_that_ended_well(self, tmp_path, capsys):
         status, slot = recorded(tmp_path, {"tiny-s1": ended(0, "[0:01] report")}, 1, root="/some/where/images")
@@ -237,6 +245,7 @@ class TestRecording:
         assert str(error.value) == f"tiny-s2: failed, not recorded: dvc: no space left (all of it: {log})"
         assert [path.name for path in (tmp_path / "runs").iterdir()] == ["tiny-s1.json"]
 
+    @pytest.mark.usefixtures("interruptible")
     def test_an_interruption_loses_what_is_in_flight(self, tmp_path, capsys):
         status, slot = recorded(tmp_path, {"tiny-s1": ended(0)}, 1, 2, 3)
         assert (status, slot.saved) == (130, ["tiny-s1"])

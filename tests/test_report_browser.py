@@ -75,6 +75,15 @@ def opened(browser: Any, report: Path, request: pytest.FixtureRequest) -> Iterat
     context.close()
 
 
+def wait_for(page, expression: str) -> None:
+    """Until it is true; Playwright's own way to wait evaluates text inside the page, which the page forbids."""
+    for _ in range(200):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"never true: {expression}")
+
+
 def test_it_draws_without_errors_requests_or_sideways_scrolling(opened: Opened, report: Path) -> None:
     assert opened.of("document.documentElement.dataset.ready") == "yes"
     assert opened.problems == []
@@ -127,14 +136,13 @@ def test_clusters_are_paged_and_found(opened: Opened) -> None:
     page.keyboard.press("Enter")
     assert opened.of(shown) == [False, False, True]
     assert page.locator("#cluster-44").is_visible()
-    page.wait_for_function(
-        "[...document.querySelectorAll('#cluster-44 img')].every(i => i.complete && i.naturalWidth > 0)"
-    )
+    loaded = "[...document.querySelectorAll('#cluster-44 img')].every(i => i.complete && i.naturalWidth > 0)"
+    wait_for(page, loaded)
     page.fill("#jump", "99")
     page.keyboard.press("Enter")
     assert page.locator("#jumped").inner_text() == "There is no cluster 99 on this page."
     page.locator(".matrix a", has_text="0").first.click()
-    page.wait_for_function("location.hash.startsWith('#cluster-')")
+    wait_for(page, "location.hash.startsWith('#cluster-')")
     assert page.locator(opened.of("location.hash")).is_visible()
     assert opened.problems == []
 

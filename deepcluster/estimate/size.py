@@ -47,7 +47,7 @@ def _prepared(data: Data) -> DataSize | None:
     if not layout.IMAGES.exists() or not layout.TARGETS.exists():
         return None
     images = artifacts.open_store(layout.IMAGES, "images", made_by="prepare")
-    if images.attributes["params"] != data.model_dump():
+    if images.attributes["params"] != data.model_dump(exclude={"test_split"}):
         return None
     count, channels, side, _ = images.shape("images")
     names = artifacts.open_store(layout.TARGETS, "targets", made_by="prepare").attributes["class_names"]
