@@ -20,7 +20,7 @@ from typing import Any
 
 from deepcluster import artifacts, layout
 from deepcluster.errors import UserError
-from deepcluster.inspection.held_out import headline
+from deepcluster.headline import headline
 from deepcluster.inspection.tables import BASELINES, Cells, print_table, value_text
 from deepcluster.params import PARAMS_FILE, Params, load_params
 

@@ -15,15 +15,17 @@ def evaluate() -> None:
 
     Reads data/dataset/{images,targets}.zarr, data/dataset/{test,test_targets}.zarr, data/history,
     data/epochs/0/checkpoint, data/epochs/LAST/checkpoint and params.yaml's section `evaluate`. Writes to
-    data/evaluation: epochs.csv (a row an epoch), metrics.json, clusters.zarr and clusters.csv (the final clustering:
-    a row an image), map.zarr (where images lie among its clusters), lineage.zarr and lineage.csv (clusters followed
-    through the epochs). The only reader of the true labels and of the test images. With labels metrics.json also has
-    k-NN, linear probe, retrieval and over-clustering, and the scores of the test images (docs/evaluation.md).
+    data/evaluation: epochs.csv (a row an epoch), metrics.json, scores.json (what `dvc metrics` shows of it),
+    clusters.zarr and clusters.csv (the final clustering: a row an image), map.zarr (where images lie among its
+    clusters), lineage.zarr and lineage.csv (clusters followed through the epochs). The only reader of the true labels
+    and of the test images. With labels metrics.json also has k-NN, linear probe, retrieval and
+    over-clustering, and the scores of the test images (docs/evaluation.md).
     """
     from deepcluster import artifacts, layout
     from deepcluster.evaluation import epochs, final, measures, trust_runs
     from deepcluster.evaluation.lineage import write_lineage
     from deepcluster.evaluation.places import write_places
+    from deepcluster.headline import scores
     from deepcluster.images import open_rows
     from deepcluster.params import at_epoch
     from deepcluster.seeding import derive_seed
@@ -68,7 +70,8 @@ def evaluate() -> None:
         metrics["trust"] = trust_runs.trust_section(
             images, result.clustering, params=params, epoch=last, device=device(), gpu=faiss_gpu()
         )
-        artifacts.write_text(layout.EVALUATION / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        for name, content in (("metrics.json", metrics), ("scores.json", scores(metrics))):
+            artifacts.write_text(layout.EVALUATION / name, json.dumps(content, indent=2) + "\n")
 
 
 def _test_images(train_ids: str) -> "tuple[NDArray[np.uint8], NDArray[np.int64]] | tuple[None, None]":

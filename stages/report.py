@@ -38,7 +38,8 @@ def report() -> None:
         )
         rows, metrics = read_results()
         lineage, places = _lineage(images), read_places(images.ids)
-        baselines = named_baselines(metrics["baselines"])
+        baselines, last = named_baselines(metrics["baselines"]), params.epochs
+        reduced = artifacts.open_store(layout.pca(last), "pca", made_by=f"pca@{last}", ids=images.ids, epoch=last)
         targets_N = final.read("targets") if final.attributes["labelled"] else None
         page = render_report(
             title=f"DeepCluster: {images.attributes['params']['name']}",
@@ -60,11 +61,13 @@ def report() -> None:
                 baselines=baselines,
                 limits=Limits(**params.cluster.collapse.model_dump()),
                 classes=None if targets_N is None else len(set(targets_N.tolist())),
+                components=reduced.shape("reduced")[1],
+                refined_after=params.refine.after,
             ),
             ratios_N=places.ratios_N,
             lineage=lineage,
             places=_map(params, places.sample_S, places.components_Sp),
-            explained_d=_explained(images, params.epochs),
+            explained_d=reduced.read(explained) if reduced.has(explained := "explained_variance_ratio") else None,
             timings=timing_cells(last_timings()) if params.report.timings else None,
             per_cluster=params.evaluate.gallery,
             seed=params.seed,
@@ -98,14 +101,6 @@ def _map(params: "Params", sample_S: "NDArray[np.int64]", components_Sp: "NDArra
     if method != "pca":
         print(f"report: placing {len(sample_S):,} images by {method}")
     return Map(sample_S, on_a_plane(components_Sp, method, seed=derive_seed(params.seed, "gallery", 0)), method)
-
-
-def _explained(images: "Store", last: int) -> "NDArray[np.float32] | None":
-    """Of the last epoch's PCA, if there was one."""
-    from deepcluster import artifacts, layout
-
-    store = artifacts.open_store(layout.pca(last), "pca", made_by=f"pca@{last}", ids=images.ids, epoch=last)
-    return store.read("explained_variance_ratio") if store.has("explained_variance_ratio") else None
 
 
 if __name__ == "__main__":

@@ -121,8 +121,11 @@ class TestCommand:
             (("--layer", "body.1"), "--layer: must be one of body.0, body.4, body.7, body.10; got 'body.1'"),
             (("--channels", "65"), "--channels: must be from 1 to 64; got 65"),
             (("--steps", "0"), "--steps: must be from 1 to 10,000; got 0"),
-            (("--epoch", "-1"), "--epoch: must be >= 0; got -1"),
-            (("--epoch", "7"), "data/epochs/7/checkpoint: not found; run `dvc repro train@7`"),
+            (
+                ("--epoch", "-1"),
+                "--epoch: must be one that was run (0 to 2; 0 is the untrained backbone); got -1",
+            ),
+            (("--epoch", "7"), "--epoch: must be one that was run (0 to 2; 0 is the untrained backbone); got 7"),
         ],
     )
     def test_what_is_refused(self, workspace, outcome, words, message):

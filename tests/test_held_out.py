@@ -18,7 +18,8 @@ from deepcluster.datasets.held_out import test_split_of as split_of
 from deepcluster.errors import DataError
 from deepcluster.evaluation import measures
 from deepcluster.features import extract_features
-from deepcluster.inspection.held_out import headline, tables
+from deepcluster.headline import headline
+from deepcluster.inspection.held_out import tables
 from deepcluster.params.sections import Evaluate
 
 __all__ = ["offline"]

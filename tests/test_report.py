@@ -437,6 +437,13 @@ class TestThumbnails:
         assert len(thumbnails.sheet(self.IMAGES, np.arange(30), most_bytes=whole // 5).content) <= whole // 5
         assert thumbnails.sheet(self.IMAGES, np.arange(30), most_bytes=1).side == 16
 
+    def test_many_strips_are_counted_on_stderr_and_few_are_not(self, capsys: pytest.CaptureFixture[str]) -> None:
+        small = self.IMAGES[:, :, :8, :8]
+        assert len(thumbnails.strips(small, [np.arange(2)] * 300, most_bytes=10**6)) == 300
+        assert capsys.readouterr().err == ""
+        assert len(thumbnails.strips(small, [np.arange(2)] * 301, most_bytes=10**6)) == 301
+        assert capsys.readouterr().err.startswith("report: thumbnails: 301 strips, ")
+
     def test_the_same_bytes(self) -> None:
         one, other = (thumbnails.sheet(self.IMAGES.copy(), np.arange(30), most_bytes=20_000) for _ in range(2))
         assert one == other

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -177,6 +178,8 @@ class TestWarnings:
             "baselines": {},
             "limits": LIMITS,
             "classes": 3,
+            "components": 64,
+            "refined_after": None,
         }
         return settings | changes
 
@@ -219,6 +222,43 @@ class TestWarnings:
     def test_at_the_limits_is_sound(self):
         edge = {"feature_rank": 1.05, "largest": 55, "effective_k": 2.0, "empty": 5}
         assert warnings_of(**self.given(epochs=self.epochs(**edge))) == []
+
+    def test_a_drift_over_its_limit(self):
+        limits, rows = replace(LIMITS, max_drift=0.5), self.epochs(nmi_previous=0.25)
+        assert warnings_of(**self.given(epochs=rows, limits=limits)) == [
+            "Epochs 2 to 3: drift: the labels shared as little as 0.25 NMI with those of the epoch before; try a "
+            "smaller cluster.k or a lower train.optimizer.lr."
+        ]
+        assert warnings_of(**self.given(epochs=self.epochs(nmi_previous=0.5), limits=limits)) == []
+
+    def test_one_component_has_rank_1_always(self):
+        assert warnings_of(**self.given(epochs=self.epochs(feature_rank=1.0), components=1)) == []
+
+    def test_refined_epochs_are_judged_by_their_own_k_and_told_their_own_settings(self):
+        row = self.given()["epochs"][0]
+        sound = [row | {"k": 30, "effective_k": 20.0}, row | {"epoch": 2, "k": 4, "effective_k": 3.5}]
+        assert warnings_of(**self.given(epochs=sound, refined_after=1)) == []
+        bad = [row | {"k": 30, "effective_k": 3.0}, row | {"epoch": 2, "k": 4, "largest": 70}]
+        assert warnings_of(**self.given(epochs=bad, refined_after=1)) == [
+            "Epoch 1: collapse: the clusters were as uneven as if only 10% of them were used (effective k); try a "
+            "smaller cluster.k, pca.whiten, or a lower train.optimizer.lr.",
+            "Epoch 2: collapse: one cluster held up to 70% of the images; try another refine.k, refine.whiten, "
+            "refine.restarts, or a lower train.optimizer.lr.",
+        ]
+
+    def test_images_that_move_because_k_changes_are_no_restless_labels(self):
+        rows = [{"churn": None}, {"churn": 0.8}, {"churn": 0.8}]
+        assert warnings_of(**self.given(lineage=rows, refined_after=2)) == []
+        assert warnings_of(**self.given(lineage=rows, refined_after=1)) == [
+            "In the last epoch 80% of the images went to another cluster: the pseudo-labels have not settled; try more "
+            "epochs, a lower train.optimizer.lr or a smaller refine.k."
+        ]
+
+    def test_the_result_is_held_to_the_limits_of_params(self):
+        sizes = np.array([20, 70, 5, 5])
+        (sentence,) = warnings_of(**self.given(sizes_K=sizes))
+        assert sentence.startswith("Final clustering: collapse: the largest of 4 clusters holds 70% of the images; ")
+        assert warnings_of(**self.given(sizes_K=sizes, limits=replace(LIMITS, max_largest_share=0.7))) == []
 
     def test_the_result(self):
         sizes = np.array([1, 97, 1, 1])

@@ -21,7 +21,10 @@ MOST_CHANNELS, MOST_STEPS, IMAGES = 64, 10_000, 9
 Epoch = Annotated[
     int | None,
     typer.Option(
-        "--epoch", "-e", help="Whose backbone; 0 is the untrained one.  [default: the last]", show_default=False
+        "--epoch",
+        "-e",
+        help="Whose backbone; 0 is the untrained one.  [default: the last there is]",
+        show_default=False,
     ),
 ]
 Layer = Annotated[
@@ -48,12 +51,12 @@ def filters(
     from deepcluster.errors import UserError
     from deepcluster.inspection.filters import filter_pictures
     from deepcluster.inspection.gallery import sheet_png
+    from deepcluster.origins import chosen_epoch, origin
     from deepcluster.params import load_params
 
     params = load_params()
-    epoch = params.epochs if epoch is None else epoch
-    if epoch < 0:
-        raise UserError(f"--epoch: must be >= 0; got {epoch}")
+    with origin(None) as workspace:
+        epoch = chosen_epoch(workspace, layout.checkpoint, epoch, option="--epoch", least=0)
     for option, value, most in (("--channels", channels, MOST_CHANNELS), ("--steps", steps, MOST_STEPS)):
         if not 1 <= value <= most:
             raise UserError(f"{option}: must be from 1 to {most:,}; got {value}")

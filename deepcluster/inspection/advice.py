@@ -1,6 +1,6 @@
 """What a run's numbers warn of, in sentences that say what happened and what to try."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,13 @@ from deepcluster.clustering.health import Limits
 from deepcluster.inspection.tables import Row
 from deepcluster.metrics import collapse_warning
 
+Test = tuple[
+    Callable[[Row], float | None], Callable[[float, Row], bool], Callable[[Iterable[float]], float], str
+]  # the value of an epoch, whether it is bad, which value is the worst, and the sentence
+
+# The settings that decide an epoch's clusters: of the first epochs, and of those beyond refine.after.
+KEYS = {"k": "cluster.k", "whiten": "pca.whiten", "restarts": "cluster.restarts"}
+REFINED_KEYS = {"k": "refine.k", "whiten": "refine.whiten", "restarts": "refine.restarts"}
 RESTLESS = 0.75  # share of images that change cluster, from which on labels cannot be called settled
 
 
@@ -22,28 +29,38 @@ def warnings_of(
     baselines: Mapping[str, Mapping[str, float]],
     limits: Limits,
     classes: int | None,
+    components: int,
+    refined_after: int | None,
 ) -> list[str]:
     """Sentences, the gravest first; none for a sound run.
 
     epochs, lineage: rows of epochs.csv and lineage.csv. sizes_K: of the final clustering. final, baselines: scores.
-    limits: those of `cluster.collapse`. classes: how many different true labels there are; None without.
+    limits: those of `cluster.collapse`. classes: how many different true labels there are; None without. components:
+    of the features that were clustered; with one no rank is asked for. refined_after: params' refine.after.
     """
-    found = [*_of_epochs(epochs, int(np.sum(sizes_K)), limits), *_of_the_result(sizes_K)]
+    found = [
+        *_of_epochs(epochs, int(np.sum(sizes_K)), components, limits, refined_after),
+        *_of_the_result(sizes_K, limits),
+    ]
     if classes == 1:
         found.append("All images have the same true label, so nmi, ari and accuracy say nothing about the clusters.")
     elif classes is not None:
         found += _beaten(final, baselines)
     churn = lineage[-1].get("churn") if lineage else None
-    if churn is not None and churn > RESTLESS:
+    last = len(lineage)
+    other_k = refined_after is not None and last == refined_after + 1  # then images must move
+    if churn is not None and churn > RESTLESS and not other_k:
+        k = (REFINED_KEYS if _refined(last, refined_after) else KEYS)["k"]
         found.append(
             f"In the last epoch {churn:.0%} of the images went to another cluster: the pseudo-labels have not settled; "
-            "try more epochs, a lower train.optimizer.lr or a smaller cluster.k."
+            f"try more epochs, a lower train.optimizer.lr or a smaller {k}."
         )
     return found
 
 
-def _of_the_result(sizes_K: NDArray[np.integer[Any]]) -> Iterator[str]:
-    if problem := collapse_warning(sizes_K):
+def _of_the_result(sizes_K: NDArray[np.integer[Any]], limits: Limits) -> Iterator[str]:
+    shares = {"min_effective_share": limits.min_effective_k, "max_largest_share": limits.max_largest_share}
+    if problem := collapse_warning(sizes_K, **shares):
         yield f"Final clustering: {problem}; try an earlier epoch, a lower train.optimizer.lr or more augmentation."
     single = int(np.count_nonzero(np.asarray(sizes_K) == 1))
     if single:
@@ -64,41 +81,65 @@ def _beaten(final: Mapping[str, float], baselines: Mapping[str, Mapping[str, flo
             )
 
 
-def _of_epochs(epochs: Sequence[Row], images: int, limits: Limits) -> Iterator[str]:
-    """A sentence for each way in which epochs collapsed, with the worst value."""
-    tests: list[tuple[Callable[[Row], float | None], Callable[[float, Row], bool], str]] = [
+def _of_epochs(
+    epochs: Sequence[Row], images: int, components: int, limits: Limits, refined_after: int | None
+) -> Iterator[str]:
+    """A sentence for each way in which epochs collapsed, with the worst value; those of section `refine` apart."""
+    early, late = list[Row](), list[Row]()
+    for row in epochs:
+        (late if _refined(int(row["epoch"] or 0), refined_after) else early).append(row)
+    for rows, keys in ((early, KEYS), (late, REFINED_KEYS)):
+        for value_of, bad, worst_of, sentence in _tests(images, components, limits):
+            values = [(row, value) for row in rows if (value := value_of(row)) is not None]
+            hit = [(int(row["epoch"] or 0), value) for row, value in values if bad(value, row)]
+            if hit:
+                worst = worst_of(value for _, value in hit)
+                yield f"{_when([epoch for epoch, _ in hit])}: {sentence.format(worst=worst, **keys)}."
+
+
+def _tests(images: int, components: int, limits: Limits) -> list[Test]:
+    """The same limits as `clustering.health.collapsed`, which stops a run unless `fail_on_collapse` is off."""
+    return [
         (
-            lambda row: row.get("feature_rank"),
+            lambda row: row.get("feature_rank") if components > 1 else None,
             lambda rank, row: rank < limits.min_feature_rank,
-            "the features varied along as few as {:.2f} directions (effective rank), so all images looked alike to the "
-            "backbone; try a lower train.optimizer.lr, more augmentation, or pca.whiten",
+            min,
+            "collapse: the features varied along as few as {worst:.2f} directions (effective rank), so all images "
+            "looked alike to the backbone; try a lower train.optimizer.lr, more augmentation, or {whiten}",
         ),
         (
             lambda row: _share(row.get("largest"), images),
             lambda share, row: share > limits.max_largest_share + (1 - limits.max_largest_share) / (row.get("k") or 2),
-            "one cluster held up to {:.0%} of the images; try another cluster.k, pca.whiten, cluster.restarts, or a "
+            max,
+            "collapse: one cluster held up to {worst:.0%} of the images; try another {k}, {whiten}, {restarts}, or a "
             "lower train.optimizer.lr",
         ),
         (
             lambda row: _share(row.get("effective_k"), row.get("k")),
             lambda share, row: share < limits.min_effective_k,
-            "the clusters were as uneven as if only {:.0%} of them were used (effective k); try a smaller cluster.k, "
-            "pca.whiten, or a lower train.optimizer.lr",
+            min,
+            "collapse: the clusters were as uneven as if only {worst:.0%} of them were used (effective k); try a "
+            "smaller {k}, {whiten}, or a lower train.optimizer.lr",
         ),
         (
             lambda row: _share(row.get("empty"), row.get("k")),
             lambda share, row: share > limits.max_empty,
-            "up to {:.0%} of the clusters were empty, since there were fewer distinct images than clusters; try a "
-            "smaller cluster.k, or look for duplicated images",
+            max,
+            "collapse: up to {worst:.0%} of the clusters were empty, since there were fewer distinct images than "
+            "clusters; try a smaller {k}, or look for duplicated images",
+        ),
+        (
+            lambda row: row.get("nmi_previous"),
+            lambda nmi, row: 1 - nmi > limits.max_drift,
+            min,
+            "drift: the labels shared as little as {worst:.2f} NMI with those of the epoch before; try a smaller {k} "
+            "or a lower train.optimizer.lr",
         ),
     ]
-    for value_of, bad, sentence in tests:
-        values = [(row, value) for row in epochs if (value := value_of(row)) is not None]
-        hit = [(int(row["epoch"] or 0), value) for row, value in values if bad(value, row)]
-        if hit:
-            low = "as few" in sentence or "only" in sentence
-            worst = (min if low else max)(value for _, value in hit)
-            yield f"{_when([epoch for epoch, _ in hit])}: collapse: {sentence.format(worst)}."
+
+
+def _refined(epoch: int, refined_after: int | None) -> bool:
+    return refined_after is not None and epoch > refined_after
 
 
 def _share(part: float | None, whole: float | None) -> float | None:

@@ -4,29 +4,11 @@ Each table has a row for the trained features and one for each baseline, and is 
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
+from deepcluster.headline import Metrics, headline, measured
 from deepcluster.inspection.tables import BASELINES, Cells, value_text
 
-Metrics = Mapping[str, Any]
 KINDS = {"final": "trained features", "pixels": "raw pixels", "untrained": BASELINES["untrained"]}
-
-
-def headline(metrics: Metrics, kind: str = "final") -> dict[str, float]:
-    """The numbers that sum up a run, by name, of the trained features or of a baseline; those that there are.
-
-    nmi, ari, accuracy, many_to_one: of the final clustering, on the training images. test_...: the same on the test
-    split. knn_20, knn_200, probe, map: of the held-out images. over_many_to_one: of the over-clustering.
-    """
-    scores = metrics["final"] if kind == "final" else metrics["baselines"].get(kind, {})
-    found = {name: scores.get(name) for name in ("nmi", "ari", "accuracy")}
-    found["many_to_one"] = _of(metrics, "many_to_one", kind)
-    found |= {f"test_{name}": value for name, value in (_of(metrics, "test", kind) or {}).items()}
-    found |= {name.replace("k", "knn_", 1): value for name, value in (_of(metrics, "knn", kind) or {}).items()}
-    found["probe"] = (_of(metrics, "probe", kind) or {}).get("features")
-    found["map"] = (_of(metrics, "retrieval", kind) or {}).get("map")
-    found["over_many_to_one"] = (_of(metrics, "overclustering", kind) or {}).get("many_to_one")
-    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 def held_out_cells(metrics: Metrics) -> Cells:
@@ -43,13 +25,13 @@ def held_out_cells(metrics: Metrics) -> Cells:
 
 def probe_cells(metrics: Metrics) -> Cells:
     """Accuracy of the linear probe of each block; empty unless blocks were probed."""
-    found = {kind: _of(metrics, "probe", kind) or {} for kind in KINDS}
+    found = {kind: measured(metrics, "probe", kind) or {} for kind in KINDS}
     return _cells(lambda kind: found[kind] if len(found["final"]) > 1 else {})
 
 
 def overclustering_cells(metrics: Metrics) -> Cells:
     """Scores of the over-clustering: accuracy one cluster a class, many_to_one any number of clusters a class."""
-    return _cells(lambda kind: _of(metrics, "overclustering", kind) or {})
+    return _cells(lambda kind: measured(metrics, "overclustering", kind) or {})
 
 
 def held_out_sentence(metrics: Metrics) -> str:
@@ -73,12 +55,6 @@ def tables(metrics: Metrics) -> list[tuple[str, Cells]]:
     if (cells := overclustering_cells(metrics)).rows:
         found.append((overclustering_sentence(metrics), cells))
     return found
-
-
-def _of(metrics: Metrics, section: str, kind: str) -> Any:
-    """What a section has of one kind of features, or None."""
-    content = metrics.get(section, {})
-    return content.get("final") if kind == "final" else content.get("baselines", {}).get(kind)
 
 
 def _cells(of: Callable[[str], Mapping[str, float]]) -> Cells:

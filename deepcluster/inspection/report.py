@@ -17,7 +17,7 @@ from deepcluster.inspection.flow import FOLLOWED, diagram
 from deepcluster.inspection.page import encodable, page, section, table, text
 from deepcluster.inspection.plots import curves, drawable, explained_curve
 from deepcluster.inspection.scatter import scatter
-from deepcluster.inspection.tables import Cells, Row, baseline_cells, epoch_cells, value_text
+from deepcluster.inspection.tables import EPOCH_COLUMNS, Cells, Row, baseline_cells, epoch_cells, value_text
 from deepcluster.inspection.thumbnails import Images
 
 CLUSTERED = (
@@ -28,9 +28,9 @@ CLUSTERED = (
 )
 PSEUDO_LABELS = (
     "The rows below are another clustering: the pseudo-labels that each epoch trained on. Those of epoch e were made "
-    "before its training, from the reduced features of the backbone as epoch e - 1 left it, with the number of "
-    "clusters under cluster in the parameters (cluster.method pic finds its own). Compare them with each other, not "
-    "with the result above."
+    "before its training, from the reduced features of the backbone as epoch e - 1 left it, in k clusters: those of "
+    "section cluster in the parameters (cluster.method pic finds its own), beyond refine.after those of section "
+    "refine. Compare epochs of the same k with each other, not with the result above."
 )
 TARGETS_USED = (
     "True labels were compared with the clusters only to compute nmi, ari, accuracy and purity; no training stage "
@@ -184,8 +184,8 @@ def _shown(key: str, value: float | int | str | None) -> str:
 def _epochs(epochs: Sequence[Row]) -> str:
     if not epochs:
         return section("epochs", "Epochs", "<p>No epoch has been evaluated.</p>")
-    plots = _plots(epochs)
-    return section("epochs", "Epochs", f"<p>{PSEUDO_LABELS}</p>", table(epoch_cells(epochs), label="Epochs"), plots)
+    cells = epoch_cells(epochs, (*EPOCH_COLUMNS, "k"))
+    return section("epochs", "Epochs", f"<p>{PSEUDO_LABELS}</p>", table(cells, label="Epochs"), _plots(epochs))
 
 
 def _plots(rows: Sequence[Row]) -> str:

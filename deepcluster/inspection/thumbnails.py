@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from deepcluster.inspection.gallery import GAP_GREY, shrunk
+from deepcluster.progress import counted
 
 SHOWN_SIDE = 48  # smaller images are enlarged to at least this by the browser, by a whole factor
 MOST_SIDE = 16_000  # WebP ends at 16,383 pixels
+_QUIET_STRIPS = 300  # encoded within a second or two: no progress bar
 _TRIED = 12  # strips or rows that the bytes of all are guessed from
 _MARGIN = 0.9  # a guess must stay this far below the limit
 
@@ -73,7 +75,10 @@ def strips(images: Images, rows: Sequence[npt.NDArray[np.int64]], *, most_bytes:
         guess = sum(len(_strip(images, row, quality).content) for row in tried) * len(rows) / max(1, len(tried))
         if guess <= _MARGIN * most_bytes:
             break
-    return list(_within(most_bytes, (_strip(images, row, quality) for row in rows)))
+    found: Iterator[Picture] = (_strip(images, row, quality) for row in rows)
+    if len(rows) > _QUIET_STRIPS:
+        found = counted(found, "report: thumbnails", len(rows), "strips", size=lambda _: 1)
+    return list(_within(most_bytes, found))
 
 
 def sheet(images: Images, numbers: npt.NDArray[np.int64], *, most_bytes: int) -> Sheet:

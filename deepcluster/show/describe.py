@@ -136,6 +136,8 @@ def _checkpoint(epoch: int, source: Origin) -> Description:
     before = source.checkpoint(epoch - 1).weights if epoch and source.has(layout.checkpoint(epoch - 1)) else None
     layers = layer_statistics(found.weights, before)
     tensors = {"model": found.weights, "optimizer": found.optimizer, "heads": found.heads}
+    if found.average:
+        tensors["average"] = found.average
     arrays = [
         {"name": f"{file}: {name}", "shape": list(value.shape), "dtype": str(value.dtype), "raw_bytes": value.nbytes}
         for file, values in tensors.items()
