@@ -45,7 +45,7 @@ def test_every_stage_has_one_and_all_differ():
     ("name", "stages"),
     [
         ("stages/pca.py", ["pca"]),
-        ("deepcluster/augment.py", ["train"]),
+        ("deepcluster/augment.py", ["train", "evaluate"]),
         ("deepcluster/models/convnet.py", ["initialise", "extract", "train", "evaluate"]),
         ("deepcluster/datasets/folder.py", ["prepare"]),
         ("deepcluster/runner.py", []),  # decides no result

@@ -121,16 +121,14 @@ def _sheet(made_KCSS: "NDArray[np.uint8]", picked_KM: "NDArray[np.int64]", image
 
 
 def _csv(channels: list[int], picked_KM: "NDArray[np.int64]", sample_ids: list[str]) -> str:
-    import csv
-    import io
+    from deepcluster.spreadsheets import csv_line, harmless
 
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["channel", "rank", "sample"])
-    for channel, picked_M in zip(channels, picked_KM, strict=True):
-        for rank, number in enumerate(picked_M, start=1):
-            writer.writerow([channel, rank, sample_ids[int(number)].encode(errors="replace").decode()])
-    return text.getvalue()
+    rows = [
+        [channel, rank, harmless(sample_ids[int(number)])]
+        for channel, picked_M in zip(channels, picked_KM, strict=True)
+        for rank, number in enumerate(picked_M, start=1)
+    ]
+    return "".join(map(csv_line, [["channel", "rank", "sample"], *rows]))
 
 
 def _write(path: "Path", content: bytes) -> None:
