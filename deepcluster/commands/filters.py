@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deepcluster import completion
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -21,7 +23,11 @@ MOST_CHANNELS, MOST_STEPS, IMAGES = 64, 10_000, 9
 Epoch = Annotated[
     int | None,
     typer.Option(
-        "--epoch", "-e", help="Whose backbone; 0 is the untrained one.  [default: the last]", show_default=False
+        "--epoch",
+        "-e",
+        help="Whose backbone; 0 is the untrained one.  [default: the last]",
+        show_default=False,
+        autocompletion=completion.epochs_and_untrained,
     ),
 ]
 Layer = Annotated[
