@@ -141,7 +141,10 @@ def run(
     recipe: Annotated[
         str | None,
         typer.Option(
-            "--recipe", metavar="NAME", help="Use a file of recipes/ as params.yaml first. [default: as it is]"
+            "--recipe",
+            metavar="NAME",
+            help="Use a file of recipes/ as params.yaml first. [default: as it is]",
+            autocompletion=completion.recipes,
         ),
     ] = None,
 ) -> None:

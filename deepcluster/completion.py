@@ -62,8 +62,9 @@ def settings(incomplete: str) -> Offers:
 
 
 def _words(key: str) -> list[str]:
-    """The values of a key that is one of some words, or true or false."""
-    from typing import get_args
+    """The values of a key that is one of some words, or true or false; null among them where it may be."""
+    from types import NoneType, UnionType
+    from typing import Union, get_args, get_origin
 
     from deepcluster.params import Params
 
@@ -73,6 +74,12 @@ def _words(key: str) -> list[str]:
         assert section is not None
         annotation = section.model_fields[part].annotation
         section = annotation if isinstance(annotation, type) and hasattr(annotation, "model_fields") else None
-    if annotation is bool:
-        return ["true", "false"]
-    return [word for word in get_args(annotation) if isinstance(word, str)]
+    words: list[str] = []
+    for kind in get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,):
+        if kind is bool:
+            words += ["true", "false"]
+        elif kind is NoneType:
+            words.append("null")
+        else:
+            words += [word for word in get_args(kind) if isinstance(word, str)]
+    return words if words != ["null"] else []

@@ -61,6 +61,12 @@ class TestOffers:
             "model.arch=resnet18", "model.arch=resnet101", "model.arch=resnet152",
         ]  # fmt: skip
         assert [key for key, _ in completion.settings("augment.crop=")] == ["augment.crop=true", "augment.crop=false"]
+        assert [key for key, _ in completion.settings("augment.flip=")] == [
+            "augment.flip=true", "augment.flip=false", "augment.flip=null",
+        ]  # fmt: skip
+        assert [key for key, _ in completion.settings("augment.padding=n")] == ["augment.padding=null"]
+        assert [key for key, _ in completion.settings("augment.padding=b")] == ["augment.padding=border"]
+        assert completion.settings("train.clip_norm=") == []  # null, or any number
         assert (
             completion.settings("cluster.k=") == completion.settings("no.such=") == completion.settings("model=") == []
         )
@@ -78,6 +84,22 @@ class TestShells:
     def test_bash(self, folder):
         assert offered("pca", "--epoch", "") == ["1", "2", "10"]
         assert offered("recipe", "d") == ["digits"]
+
+    @pytest.mark.parametrize(
+        ("command", "epochs"),
+        [
+            (("show", "checkpoint", "--epoch"), ["0", "1", "2"]),
+            (("filters", "--epoch"), ["0", "1", "2"]),
+            (("bundle", "--labels", "pseudo", "--epoch"), ["1", "2", "10"]),
+            (("sweep-k", "--epoch"), ["1", "2", "10"]),
+            (("compare", "1"), ["1", "2", "10"]),
+        ],
+    )
+    def test_epochs_wherever_a_command_takes_one(self, folder, command, epochs):
+        assert offered(*command, "") == epochs
+
+    def test_the_recipe_of_a_run(self, folder):
+        assert offered("run", "--recipe", "p") == ["paper-alexnet"]
 
     @pytest.mark.parametrize("shell", ["zsh", "fish"])
     def test_others_show_what_it_is_as_well(self, folder, shell):

@@ -232,6 +232,11 @@ class TestProject:
         # the copy names its own images, which is a change
         assert [check.found for check in edited] == ["not committed: params.yaml"]
 
+    def test_a_folder_is_tried_once(self, folder):
+        assert [path for _, path, _ in found(project.write)] == [str(Path.cwd())]
+        Path("data").mkdir()
+        assert [path for _, path, _ in found(project.write)] == [str(Path.cwd()), str(Path.cwd() / "data")]
+
     def test_every_mistake_in_params(self, folder):
         Path("params.yaml").write_text("epochs: 0\ncluster: {k: 1, kk: 2}\n")
         remedy = "correct it; the file's comments help"

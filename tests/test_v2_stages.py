@@ -291,6 +291,16 @@ class TestWhatFollows:
         again = load_file(layout.checkpoint(0) / "model.safetensors")
         assert all(np.array_equal(own[name], again[name]) for name in own)
 
+    def test_its_result_is_bundled_and_its_pseudo_labels_are_not(self, run, outcome):
+        status, out, err = outcome("bundle")
+        assert status == 0, err
+        assert f"check: all {IMAGES} training images get the cluster that they have in the artifact\n" in out
+        message = (
+            "error: --labels pseudo: the clusters of epoch 2 were made by DeepCluster-v2, of projections that training "
+            "computed on its way, of augmented images, so no other image has such; bundle --labels final\n"
+        )
+        assert outcome("bundle", "--labels", "pseudo", "--epoch", "2", "--out", "p") == (2, "", message)
+
     def test_a_summary_is_printed(self, run, outcome):
         status, out, err = outcome("summary")
         assert (status, err) == (0, "")

@@ -5,12 +5,22 @@ from typing import Annotated
 
 import typer
 
+from deepcluster import completion
+
 SIDE = "An epoch (7), a git revision (main~1; its last epoch), or both (main~1:7)."
 
 
 def compare(
-    a: Annotated[str, typer.Argument(metavar="A", help=SIDE, show_default=False)],
-    b: Annotated[str, typer.Argument(metavar="B", help="What to compare with it, likewise.", show_default=False)],
+    a: Annotated[str, typer.Argument(metavar="A", help=SIDE, show_default=False, autocompletion=completion.epochs)],
+    b: Annotated[
+        str,
+        typer.Argument(
+            metavar="B",
+            help="What to compare with it, likewise.",
+            show_default=False,
+            autocompletion=completion.epochs,
+        ),
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FOLDER", help="Where to write. [default: data/comparisons/A-B]")
     ] = None,

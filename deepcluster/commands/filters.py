@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deepcluster import completion
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -25,6 +27,7 @@ Epoch = Annotated[
         "-e",
         help="Whose backbone; 0 is the untrained one.  [default: the last there is]",
         show_default=False,
+        autocompletion=completion.epochs_and_untrained,
     ),
 ]
 Layer = Annotated[
@@ -124,16 +127,14 @@ def _sheet(made_KCSS: "NDArray[np.uint8]", picked_KM: "NDArray[np.int64]", image
 
 
 def _csv(channels: list[int], picked_KM: "NDArray[np.int64]", sample_ids: list[str]) -> str:
-    import csv
-    import io
+    from deepcluster.spreadsheets import csv_line, harmless
 
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["channel", "rank", "sample"])
-    for channel, picked_M in zip(channels, picked_KM, strict=True):
-        for rank, number in enumerate(picked_M, start=1):
-            writer.writerow([channel, rank, sample_ids[int(number)].encode(errors="replace").decode()])
-    return text.getvalue()
+    rows = [
+        [channel, rank, harmless(sample_ids[int(number)])]
+        for channel, picked_M in zip(channels, picked_KM, strict=True)
+        for rank, number in enumerate(picked_M, start=1)
+    ]
+    return "".join(map(csv_line, [["channel", "rank", "sample"], *rows]))
 
 
 def _write(path: "Path", content: bytes) -> None:

@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from deepcluster import completion
+
 Revision = Annotated[
     str | None,
     typer.Option("--rev", metavar="REVISION", help="A git revision or DVC experiment. [default: the workspace]"),
@@ -16,7 +18,12 @@ def show(
     ],
     epoch: Annotated[
         int | None,
-        typer.Option("--epoch", "-e", help="Of which epoch; checkpoint also 0. [default: the last there is]"),
+        typer.Option(
+            "--epoch",
+            "-e",
+            help="Of which epoch; checkpoint also 0. [default: the last there is]",
+            autocompletion=completion.epochs_and_untrained,
+        ),
     ] = None,
     rev: Revision = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every value, instead.")] = False,

@@ -1,11 +1,13 @@
 """`deepcluster bundle`, `assign`, `sort`: a finished clustering used on other images. Light to import: no torch."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from deepcluster import completion
 from deepcluster.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,7 +35,12 @@ def bundle(
             "--labels", help="final: the result, k-means on the last backbone's features; pseudo: an epoch's."
         ),
     ] = "final",
-    epoch: Annotated[int | None, typer.Option("--epoch", "-e", help="Whose pseudo-labels.", show_default=False)] = None,
+    epoch: Annotated[
+        int | None,
+        typer.Option(
+            "--epoch", "-e", help="Whose pseudo-labels.", show_default=False, autocompletion=completion.epochs
+        ),
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Compare with the labels of all training images.")
     ] = True,
@@ -63,7 +70,8 @@ def bundle(
         write_bundle(out, found)
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written: {error.strerror}") from None
-    print(f"{out}: {found.name}; `deepcluster assign --bundle {out} IMAGES --out labels.csv` uses it")
+    quoted = shlex.quote(str(out))
+    print(f"{out}: {found.name}; `deepcluster assign --bundle {quoted} IMAGES --out labels.csv` uses it")
 
 
 def assign(

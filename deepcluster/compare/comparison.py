@@ -1,7 +1,5 @@
 """`deepcluster compare`: reads both sides, compares, writes the files, and says what was found in plain values."""
 
-import csv
-import io
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -23,6 +21,7 @@ from deepcluster.errors import ArtifactError, UserError
 from deepcluster.inspection.gallery import sheet_png
 from deepcluster.memory import refuse_too_large, too_large
 from deepcluster.progress import counted
+from deepcluster.spreadsheets import csv_line, harmless
 
 CKA_ROWS = 65_536  # evenly spaced, at most
 BLOCK_ROWS = 4096
@@ -145,15 +144,13 @@ def _write(folder: Path, a: Side, b: Side, agreed: Agreement, images: artifacts.
         "movers.csv": [["index", "sample", "cluster_a", "cluster_b"], *movers],
     }
     for name, rows in tables.items():
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        artifacts.write_text(folder / name, text.getvalue())
+        artifacts.write_text(folder / name, "".join(map(csv_line, rows)))
     return [str(folder / name) for name in ("comparison.json", *tables)]
 
 
 def _name(names: list[str] | None, index: int) -> str:
     """The sample's id as CSV can hold it; empty without images."""
-    return "" if names is None else names[index].encode(errors="replace").decode()
+    return "" if names is None else harmless(names[index])
 
 
 def _sheet(folder: Path, a: Side, b: Side, agreed: Agreement, images: artifacts.Store | None) -> Found:

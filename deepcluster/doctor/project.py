@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +42,7 @@ def project_checks() -> list[tuple[str, Checks]]:
         ("runs", runs_going_on),
         ("disk", disk),
         ("cache", cache),
-        ("write", partial(map, lambda path: writable("write", path), (Path(), layout.DATA))),
+        ("write", write),
     ]
 
 
@@ -254,6 +253,12 @@ def cache() -> Iterator[Check]:
         return
     can_write = writable("cache", folder)
     yield from [can_write] if can_write.state == "fail" else cache_link("cache", folder, layout.DATA, wanted)
+
+
+def write() -> Iterator[Check]:
+    """Whether files can be made in the project and in its folder of artifacts, which may be another disk."""
+    for folder in dict.fromkeys(map(existing, (Path(), layout.DATA))):
+        yield writable("write", folder)
 
 
 def dvc_cache() -> tuple[Path, list[Link]]:

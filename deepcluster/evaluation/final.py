@@ -1,7 +1,5 @@
 """The reported result: k-means on the last backbone's L2-normalised features; beside it the baselines."""
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +29,7 @@ from deepcluster.metrics import cluster_statistics
 from deepcluster.models.blocks import blocks, cut_off
 from deepcluster.models.build import Backbone
 from deepcluster.progress import counted, reporting
+from deepcluster.spreadsheets import csv_line, harmless
 
 
 @dataclass(frozen=True)
@@ -189,13 +188,13 @@ def write_clusters(
 
 
 def clusters_csv(sample_ids: Sequence[str], clustering: Clustering) -> str:
-    """sample, cluster, squared distance to the centroid: a row an image, in data set order."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["sample", "cluster", "squared_distance"])
-    for sample, label, distance in zip(sample_ids, clustering.labels_N, clustering.distances_N, strict=True):
-        writer.writerow([sample.encode(errors="replace").decode(), int(label), f"{distance:.6g}"])
-    return text.getvalue()
+    """sample, cluster, squared distance to the centroid: a row an image, in data set order.
+
+    Names that a spreadsheet would take for formulas begin with ./ (`spreadsheets.harmless`).
+    """
+    columns = zip(sample_ids, clustering.labels_N, clustering.distances_N, strict=True)
+    rows = [[harmless(sample), int(label), f"{distance:.6g}"] for sample, label, distance in columns]
+    return "".join(map(csv_line, [["sample", "cluster", "squared_distance"], *rows]))
 
 
 def _affordable(what: str, count: int, width: int) -> bool:

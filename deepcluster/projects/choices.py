@@ -103,8 +103,8 @@ def _model(look: Look, side: int) -> Iterator[Choice]:
 def _clusters(count: int) -> Iterator[Choice]:
     k = clusters_of(count)
     yield Choice("cluster.k", k, f"about 0.7 times the root of {count:,}; more than the groups you expect is right")
-    yield Choice("refine.after", None, "once you know how many groups there are: about four fifths of the epochs,")
-    yield Choice("refine.k", None, "and here how many")
+    yield Choice("refine.after", None, "nobody told how many groups there are; then about four fifths of epochs, and k")
+    yield Choice("refine.k", None, "that number of groups, once it is known")
 
 
 def _training(count: int) -> Iterator[Choice]:

@@ -9,12 +9,12 @@ import torch
 
 from deepcluster.errors import DataError, UserError
 from deepcluster.progress import reporting
+from deepcluster.spreadsheets import csv_line, harmless
 from deepcluster.using.bundle import Bundle
 from deepcluster.using.files import decoded, list_files, shown
 from deepcluster.using.nearest import Placement, place
 
 COLUMNS = ("sample", "cluster", "distance", "second", "second_distance", "outlier", "error")
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 SHOWN = 3
 
 
@@ -51,12 +51,7 @@ def as_csv(found: Assigned, extra: dict[str, str] | None = None, column: str = "
     for name in found.names:
         cells = ["", "", "", "", "", found.failures[name]] if name in found.failures else next(rows)
         lines.append([harmless(name), *cells, *([harmless(extra.get(name, ""))] if extra is not None else [])])
-    return "".join(",".join(map(_quoted, line)) + "\n" for line in lines)
-
-
-def harmless(name: str) -> str:
-    """The path, written so that no spreadsheet runs it."""
-    return f"./{name}" if name.startswith(FORMULA_STARTS) else name
+    return "".join(map(csv_line, lines))
 
 
 def refuse_table_target(out: Path) -> None:
@@ -95,11 +90,6 @@ def _is_table(path: Path) -> bool:
 def _failures(found: Assigned) -> str:
     named = [f"{shown(name)}: {shown(reason)}" for name, reason in list(found.failures.items())[:SHOWN]]
     return "; ".join(named) + ("; ..." if len(found.failures) > SHOWN else "")
-
-
-def _quoted(cell: str) -> str:
-    """In quotes where needed; Python's csv leaves a lone carriage return and what else spreadsheets split at bare."""
-    return '"' + cell.replace('"', '""') + '"' if set(cell) & set('",;\t\r\n') else cell
 
 
 def _rows(placement: Placement) -> Iterator[list[str]]:

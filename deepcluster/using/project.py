@@ -107,8 +107,13 @@ def _pseudo(epoch: int | None) -> Bundle:
             f"--labels pseudo: the clusters of epoch {epoch} were made by cluster.method pic, which joins images along "
             "their neighbours, so no centroid tells where another image belongs; bundle --labels final"
         )
-    pca = artifacts.open_store(layout.pca(epoch), "pca", made_by=f"pca@{epoch}", ids=images.ids, epoch=epoch)
     checkpoint, settings = _checkpoint(images, epoch - 1), _extract_settings(epoch)
+    if checkpoint.projector:
+        raise UserError(
+            f"--labels pseudo: the clusters of epoch {epoch} were made by DeepCluster-v2, of projections that training "
+            "computed on its way, of augmented images, so no other image has such; bundle --labels final"
+        )
+    pca = artifacts.open_store(layout.pca(epoch), "pca", made_by=f"pca@{epoch}", ids=images.ids, epoch=epoch)
     params = {"extract": settings.model_dump(), "pca": pca.attributes["params"], "cluster": used}
     about = {
         "clustering": f"the pseudo-labels of epoch {epoch}",
