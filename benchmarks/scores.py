@@ -89,9 +89,9 @@ def _section(measure: Measure) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         case "test-nmi" | "test-accuracy":
             return ("test",), [(measure.removeprefix("test-"),)]
         case "knn":
-            return ("knn",), [("20",)]
+            return ("knn",), [("k20",)]
         case "probe":
-            return ("probe",), [(), ("accuracy",), ("last",), ("last", "accuracy")]
+            return ("probe",), [("features",)]
         case "pseudo-nmi":
             return ("pseudo_labels",), [("nmi",)]
         case _:

@@ -68,7 +68,7 @@ class TestOverview:
         for seed, accuracy in ((1, 0.9), (2, 0.7), (3, 0.8)):
             final = {"accuracy": accuracy, "nmi": 0.5, "ari": 0.4}
             metrics = {"final": final, "baselines": {"pixels": {"accuracy": accuracy / 2, "nmi": 0.25}}}
-            metrics |= {"test": {"final": {"accuracy": 0.6, "nmi": 0.3}}, "knn": {"final": {"20": 0.95}}}
+            metrics |= {"test": {"final": {"accuracy": 0.6, "nmi": 0.3}}, "knn": {"final": {"k20": 0.95}}}
             put(folder, "base", seed, None, metrics=metrics, wall_seconds=40.0 + 10 * seed, alone=seed != 3)
         found = lines(folder)
         assert found[:5] == [
