@@ -11,6 +11,7 @@ import pytest
 from conftest import CHECKOUT, command_environment, make_project, write_images
 from PIL import Image
 
+from deepcluster.estimate import evaluation
 from deepcluster.estimate import forecast as module
 from deepcluster.estimate import rates as rates_module
 from deepcluster.estimate.answer import Answer, as_json, duration, in_bytes, table, verdict
@@ -45,10 +46,38 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, value)
 
 
+PLAIN: dict[str, Any] = {
+    "refine__after": None,
+    "refine__k": None,
+    "evaluate__knn": [],
+    "evaluate__probe": "none",
+    "evaluate__retrieval": False,
+    "evaluate__overclustering": 0,
+}
+V2: dict[str, Any] = {
+    "train__method": "deepcluster_v2",
+    "train__v2__outputs": 8,
+    "cluster__clusterings": 3,
+    "cluster__spherical": True,
+    "pca__enabled": False,
+}
+SEARCHES = 50 + 1 + 2
+
+
+def trust_seconds(k: int) -> float:
+    """5,000 images and 2,000 views; 3 times the halves of 5,000, best of 5."""
+    return 7_000 * 0.001 + 3 * 5 * SEARCHES * 5_000 * k * 2e-8
+
+
+def judging(**changes: Any) -> float:
+    """Seconds that settings of `evaluate` add."""
+    return costs(params_of(**changes))["evaluate"].seconds - costs(params_of())["evaluate"].seconds
+
+
 def params_of(**changes: Any) -> Params:
-    """The shipped params with other values: cluster__k=5."""
+    """The shipped params, less refinement and what true labels measure, with other values: cluster__k=5."""
     content = load_params(CHECKOUT / "params.yaml").model_dump(mode="json")
-    for key, value in changes.items():
+    for key, value in (PLAIN | changes).items():
         section = content
         *parents, name = key.split("__")
         for parent in parents:
@@ -67,7 +96,7 @@ class TestSeconds:
 
     def test_of_every_stage(self):
         found = {name: cost.seconds for name, cost in costs(params_of()).items()}
-        searches = 20 * (50 + 1 + 2)
+        searches = 20 * SEARCHES
         assert found == pytest.approx(
             {
                 "prepare": 10_000 * 0.01,
@@ -76,16 +105,64 @@ class TestSeconds:
                 "pca": 10_000 * 1e-4 + 0.5,
                 "cluster": 1e-8 * 30 * (20 * 10_000 + 10_000),
                 "train": 40_000 * 0.002,
-                "evaluate": 2 * (10_000 * 0.001 + 10_000 * 10 * searches * 2e-8) + 10_000 * 10 * searches * 3e-8,
+                "evaluate": 2 * (10_000 * 0.001 + 10_000 * 10 * searches * 2e-8)
+                + 10_000 * 10 * searches * 3e-8
+                + trust_seconds(10),
                 "report": 0,
             }
         )
 
     def test_an_unlabelled_data_set_has_no_baselines_and_cluster_k(self):
         unlabelled = DataSize(10_000, 3, 32, None, "known")
-        rows = 10_000 * 30 * 20 * (50 + 1 + 2)
-        assert costs(params_of(), unlabelled)["evaluate"].seconds == pytest.approx(10 + rows * 2e-8)
-        assert costs(params_of(evaluate__k=3), unlabelled)["evaluate"].seconds == pytest.approx(10 + rows / 10 * 2e-8)
+        rows = 10_000 * 30 * 20 * SEARCHES
+        assert costs(params_of(), unlabelled)["evaluate"].seconds == pytest.approx(10 + rows * 2e-8 + trust_seconds(30))
+        few = costs(params_of(evaluate__k=3), unlabelled)["evaluate"].seconds
+        assert few == pytest.approx(10 + rows / 10 * 2e-8 + trust_seconds(3))
+        refined = costs(params_of(refine__after=16, refine__k=3), unlabelled)["evaluate"].seconds
+        assert refined == pytest.approx(few)  # k of the last epoch
+
+    def test_refined_epochs_have_their_own_clusters(self):
+        refined = costs(params_of(refine__after=15, refine__k=10))["cluster"]
+        first = 1e-8 * 30 * (20 + 1) * 10_000
+        last = 1e-8 * 10 * 10 * (20 + 2 + 1) * 10_000  # ten restarts from k-means++
+        assert refined.seconds_in_all == pytest.approx(15 * first + 5 * last)
+        assert costs(params_of(refine__after=25, refine__k=10))["cluster"].seconds == pytest.approx(first)
+
+    def test_nearest_neighbours_compare_a_fifth_with_the_rest(self):
+        assert judging(evaluate__knn=[20, 200]) == pytest.approx(2_000 * 8_000 * (2 * 2e-8 + 3e-8))
+
+    def test_retrieval_sorts_as_well(self):
+        assert judging(evaluate__retrieval=True) == pytest.approx(2_000 * 8_000 * (2 * 2e-8 + 3e-8 + 3 * 1e-7))
+
+    def test_over_clustering_is_one_search(self):
+        assert judging(evaluate__overclustering=10) == pytest.approx(10_000 * 100 * SEARCHES * (2 * 2e-8 + 3e-8))
+        assert judging(evaluate__overclustering=1_001) == pytest.approx(0)  # more than images
+
+    def test_a_probe_tries_five_rates_and_trains_the_best_again(self):
+        pairs = 2 * 256 * 10 * 1_000 * (5 + 1)  # 1,000 steps at least
+        around = 2_000 * evaluation.PROBE_STEP
+        assert judging(evaluate__probe="last") == pytest.approx(pairs * (2 * 2e-8 + 3e-8) + 3 * around)
+        rates = Rates(**vars(RATES) | {"blocks": (512,)})
+        found = costs(params_of(evaluate__probe="blocks"), rates=rates)["evaluate"].seconds
+        last = costs(params_of(evaluate__probe="last"))["evaluate"].seconds
+        assert found - last == pytest.approx(2 * (pairs * 2 * 2e-8 + around + 10_000 * 0.001))
+
+    def test_a_test_split_is_read_and_passes_the_network(self):
+        size = DataSize(10_000, 3, 32, 10, "known", test=1_000)
+        with_split, without = costs(params_of(), size), costs(params_of())
+        assert with_split["prepare"].seconds - without["prepare"].seconds == pytest.approx(1_000 * 0.01)
+        assert with_split["prepare"].disk == 11_000 * 3 * 32 * 32
+        assert with_split["evaluate"].seconds - without["evaluate"].seconds == pytest.approx(2 * 1_000 * 0.001)
+        neighbours = costs(params_of(evaluate__knn=[20]), size)["evaluate"].seconds - with_split["evaluate"].seconds
+        assert neighbours == pytest.approx(1_000 * 10_000 * (2 * 2e-8 + 3e-8))
+
+    def test_deepcluster_v2_extracts_once_and_clusters_projections_several_times(self):
+        found = costs(params_of(**V2))
+        assert found["extract"].seconds_in_all == pytest.approx(10_000 * 0.001)
+        assert found["extract"].disk == 10_000 * 8 * 4
+        assert found["cluster"].seconds == pytest.approx(3 * 1e-8 * 30 * (20 + 1) * 10_000)
+        assert found["cluster"].disk == 3 * (10_000 * 8 + 4 * 30 * 8)
+        assert found["train"].disk == 400_000 * 4 * 2 + 10_000 * 8 * 4
 
     def test_k_means_on_a_sample_of_the_rows_assigns_all(self):
         sampled = costs(params_of(cluster__points_per_centroid=10, cluster__restarts=3))["cluster"]
@@ -131,7 +208,9 @@ class TestDisk:
         assert found["cluster"] == 10_000 * 8 + 4 * 30 * 64
         assert found["train"] == 400_000 * 4 * 2  # weights and momentum
 
-    @pytest.mark.parametrize(("changes", "states"), [({"momentum": 0.0}, 0), ({"name": "adam"}, 2)])
+    @pytest.mark.parametrize(
+        ("changes", "states"), [({"momentum": 0.0}, 0), ({"name": "adam"}, 2), ({"name": "lars"}, 1)]
+    )
     def test_of_an_optimizer(self, changes, states):
         optimizer = {f"train__optimizer__{key}": value for key, value in changes.items()}
         assert costs(params_of(**optimizer))["train"].disk == 400_000 * 4 * (1 + states)
@@ -159,7 +238,9 @@ class TestMemory:
         rows = 4.0 * 10_000 * 64
         assert found["cluster"].memory == 1e9 + 3 * rows + 40 * 10_000
         wide = 4.0 * 10_000 * 3072  # pixels are wider than features
-        assert found["evaluate"].memory == 1e9 + pixels + 3 * wide + 40 * 10_000
+        assert found["evaluate"].memory == 1e9 + pixels + 5 * wide
+        unlabelled = costs(params_of(), DataSize(10_000, 3, 32, None, "known"))["evaluate"].memory
+        assert unlabelled == 1e9 + pixels + 3 * 4.0 * 10_000 * 256 + 40 * 10_000
 
 
 class TestSize:
@@ -167,7 +248,9 @@ class TestSize:
         monkeypatch.chdir(tmp_path)
         assert data_size(Data()) == DataSize(1_797, 1, 8, 10, "known")
         found = data_size(Data(name="cifar10", grayscale=True, image_size=20))
-        assert (found.count, found.channels, found.side) == (50_000, 1, 20)
+        assert (found.count, found.channels, found.side, found.test) == (50_000, 1, 20, 10_000)
+        assert data_size(Data(name="cifar10", test_split="none")).test == 0
+        assert data_size(Data(name="stl10", split="unlabeled", test_split="test")).test == 0
 
     def test_of_a_folder_from_names_and_headers(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
@@ -183,7 +266,7 @@ class TestSize:
         data = load_params().data
         found = data_size(data)
         assert (found.count, found.channels, found.side, found.classes) == (48, 1, 8, 2)
-        assert found.source == "data/dataset/images.zarr"
+        assert (found.source, found.test) == ("data/dataset/images.zarr", 0)
         assert data_size(data.model_copy(update={"image_size": 16})).source.startswith("names in ")
 
 
@@ -330,6 +413,8 @@ class TestCommand:
         {"model__arch": "resnet18", "cluster__method": "pic", "cluster__k": 5},
         {"train__contrastive__strategy": "two_views", "train__contrastive__projection": 8, "train__freeze": ["body.0"]},
         {"pca__enabled": False, "cluster__backend": "sklearn", "train__optimizer__name": "adam"},
+        {"evaluate__probe": "blocks", "train__optimizer__name": "lars"},
+        V2,
     ],
 )
 def test_calibration_measures_every_kind_of_setting(tmp_path, changes):
@@ -344,6 +429,7 @@ def test_calibration_measures_every_kind_of_setting(tmp_path, changes):
     assert (found.pca_row > 0) is (changes.get("pca__enabled", True))
     assert found.features == (512 if "model__arch" in changes else 256)
     assert found.weights > 100_000
+    assert bool(found.blocks) is ("evaluate__probe" in changes)
 
 
 @pytest.mark.slow

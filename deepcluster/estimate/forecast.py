@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from deepcluster.clustering import kmeans, pic
+from deepcluster.estimate.evaluation import KMEANS_PLUS_PLUS, evaluate_disk, evaluate_memory, evaluate_seconds
 from deepcluster.estimate.rates import Rates
 from deepcluster.estimate.size import DataSize
-from deepcluster.params import Params
+from deepcluster.params import Params, at_epoch
 from deepcluster.reduction import pca
 
 Name = Literal["prepare", "initialise", "extract", "pca", "cluster", "train", "evaluate", "report"]
@@ -19,8 +20,6 @@ REPORT = 2.0  # seconds of drawing
 WRITE = 400e6  # bytes a second, written, flushed and hashed
 READ = 1.5e9  # bytes a second, read and checked
 BASE = 1.15e9  # bytes of the process of `deepcluster run`, with torch, faiss and DVC loaded
-EVALUATE_ITERATIONS = 50
-KMEANS_PLUS_PLUS = 2.0  # iterations that a k-means++ start is worth
 HEAD_ROW = 8  # bytes of a label and a distance
 
 
@@ -58,18 +57,23 @@ def forecast(params: Params, size: DataSize, rates: Rates) -> list[Cost]:
 
 
 def pixels(size: DataSize) -> float:
-    """Bytes of all images."""
+    """Bytes of all images that are trained on."""
     return float(size.count * size.channels * size.side**2)
 
 
-def features(size: DataSize, rates: Rates) -> float:
+def dumped(params: Params, rates: Rates) -> int:
+    """Values of a row of features.zarr: of DeepCluster-v2 those of a projection."""
+    return params.train.v2.outputs if params.train.method == "deepcluster_v2" else rates.features
+
+
+def features(params: Params, size: DataSize, rates: Rates) -> float:
     """Bytes of an epoch's features."""
-    return 4.0 * size.count * rates.features
+    return 4.0 * size.count * dumped(params, rates)
 
 
 def width(params: Params, rates: Rates) -> int:
     """Values of a reduced row."""
-    return params.pca.components if params.pca.enabled else rates.features
+    return params.pca.components if params.pca.enabled else dumped(params, rates)
 
 
 def run_seconds(costs: Sequence[Cost]) -> float:
@@ -78,8 +82,10 @@ def run_seconds(costs: Sequence[Cost]) -> float:
 
 
 def _prepare(size: DataSize, rates: Rates) -> Cost:
-    seconds = size.count * rates.decode + pixels(size) / WRITE + (START + STAGE) * rates.busy
-    return Cost("prepare", seconds, 1, pixels(size), 0.2e9 + 2 * pixels(size))
+    count = size.count + size.test
+    disk = float(count * size.channels * size.side**2)
+    seconds = count * rates.decode + disk / WRITE + (START + STAGE) * rates.busy
+    return Cost("prepare", seconds, 1, disk, 0.2e9 + 2 * disk)
 
 
 def _initialise(size: DataSize, rates: Rates) -> Cost:
@@ -88,8 +94,9 @@ def _initialise(size: DataSize, rates: Rates) -> Cost:
 
 
 def _extract(params: Params, size: DataSize, rates: Rates) -> Cost:
-    disk = features(size, rates)
-    seconds = size.count * rates.forward + pixels(size) / READ + disk / WRITE + STAGE * rates.busy
+    disk = features(params, size, rates)
+    passes = 1 / params.epochs if params.train.method == "deepcluster_v2" else 1.0  # later ones hand the bank over
+    seconds = passes * (size.count * rates.forward + pixels(size) / READ) + disk / WRITE + STAGE * rates.busy
     return Cost("extract", seconds, params.epochs, disk, BASE + rates.memory_extract + pixels(size))
 
 
@@ -100,13 +107,24 @@ def _pca(params: Params, size: DataSize, rates: Rates) -> Cost:
         disk += 4.0 * (params.pca.components + 1) * rates.features
         work = size.count * rates.pca_row + rates.pca_axes
         fit = pca.memory_needed(params.pca.backend, size.count, rates.features)
-    seconds = work + 2 * features(size, rates) / READ + disk / WRITE + STAGE * rates.busy
+    seconds = work + 2 * features(params, size, rates) / READ + disk / WRITE + STAGE * rates.busy
     return Cost("pca", seconds, params.epochs, disk, BASE + fit)
 
 
 def _cluster(params: Params, size: DataSize, rates: Rates) -> Cost:
+    """The mean of the epochs before and after `refine.after`, the memory of the hungrier."""
+    first, last = (_cluster_once(at_epoch(params, epoch), size, rates) for epoch in (1, params.epochs))
+    before = params.epochs if params.refine.after is None else min(params.refine.after, params.epochs)
+    share = before / params.epochs
+    seconds, disk = (
+        share * one + (1 - share) * other for one, other in ((first.seconds, last.seconds), (first.disk, last.disk))
+    )
+    return Cost("cluster", seconds, params.epochs, disk, max(first.memory, last.memory))
+
+
+def _cluster_once(params: Params, size: DataSize, rates: Rates) -> Cost:
     settings, columns = params.cluster, width(params, rates)
-    disk = HEAD_ROW * size.count + 4.0 * settings.k * columns
+    disk = settings.clusterings * (HEAD_ROW * size.count + 4.0 * settings.k * columns)
     if settings.method == "pic":
         work = rates.cluster * size.count**2
         memory = pic.memory_needed(size.count, columns, settings.pic.neighbours)
@@ -114,16 +132,20 @@ def _cluster(params: Params, size: DataSize, rates: Rates) -> Cost:
         trained = size.count
         if settings.points_per_centroid is not None:
             trained = min(size.count, settings.k * settings.points_per_centroid)
-        work = rates.cluster * settings.k * settings.restarts * (settings.iterations * trained + size.count)
+        iterations = settings.iterations + (KMEANS_PLUS_PLUS if settings.init == "k-means++" else 0.0)
+        searched = settings.restarts * (iterations * trained + size.count)
+        work = settings.clusterings * rates.cluster * settings.k * searched
         memory = kmeans.memory_needed(settings.backend, size.count, columns)
     seconds = work + (4.0 * size.count * columns) / READ + disk / WRITE + STAGE * rates.busy
-    return Cost("cluster", seconds, params.epochs, disk, BASE + memory + 4.0 * size.count * columns)
+    return Cost("cluster", seconds, 1, disk, BASE + memory + 4.0 * size.count * columns)
 
 
 def _train(params: Params, size: DataSize, rates: Rates) -> Cost:
     settings, seen = params.train, max(2, round(params.train.epoch_size * size.count))
-    states = {"sgd": 1 if settings.optimizer.momentum else 0, "adam": 2}[settings.optimizer.name]
+    states = 2 if settings.optimizer.name == "adam" else 1 if settings.optimizer.momentum else 0
     disk = 4.0 * rates.weights * (1 + states)
+    if settings.method == "deepcluster_v2":
+        disk += features(params, size, rates)  # the bank
     seconds = seen * rates.train + pixels(size) / READ + disk / WRITE + STAGE * rates.busy
     return Cost(
         "train",
@@ -135,20 +157,10 @@ def _train(params: Params, size: DataSize, rates: Rates) -> Cost:
 
 
 def _evaluate(params: Params, size: DataSize, rates: Rates) -> Cost:
-    """Features of the last backbone clustered; with true labels also pixels and the untrained backbone."""
-    k = params.evaluate.k or size.classes or params.cluster.k
-    searches = params.evaluate.restarts * (EVALUATE_ITERATIONS + 1 + KMEANS_PLUS_PLUS)
-    rows = float(size.count) * k * searches
-    once = size.count * rates.forward + rows * rates.final
-    columns = rates.features
-    if size.classes is None:
-        seconds = once
-    else:
-        seconds = 2 * once + rows * rates.pixels
-        columns = max(columns, size.channels * size.side**2)
-    memory = 4.0 * size.count * columns + kmeans.memory_needed("faiss", size.count, columns)
-    disk = (HEAD_ROW + 40.0) * size.count + 4.0 * k * rates.features  # 40: a line of clusters.csv
-    return Cost("evaluate", seconds + disk / WRITE + STAGE * rates.busy, 1, disk, BASE + pixels(size) + memory)
+    disk = evaluate_disk(params, size, rates)
+    seconds = evaluate_seconds(params, size, rates) + disk / WRITE + STAGE * rates.busy
+    memory = BASE + (1 + size.test / size.count) * pixels(size) + evaluate_memory(params, size, rates)
+    return Cost("evaluate", seconds, 1, disk, memory)
 
 
 def _report(size: DataSize, rates: Rates) -> Cost:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcluster.estimate.size import DataSize
+from deepcluster.estimate.training import projector_weights, training
 from deepcluster.params import Params
 from deepcluster.timings import peak_memory_mb
 
@@ -38,9 +39,10 @@ class Rates:
 
     decode, forward, train: an image. pca_row: a row of features reduced and counted in the covariance.
     pca_axes: the eigendecomposition. cluster, final, pixels: one row x centroid of one iteration, with rows of d, D and
-    C x S x S values. features: D. weights: parameters of backbone and head; trained: of the backbone alone.
+    C x S x S values. features: D. weights: parameters of the backbone, and of DeepCluster-v2's projector.
     memory_extract, memory_train: bytes that a batch takes, beside the process and the data set's images.
     busy: wall time for a second of this process's own, 1 on an idle machine.
+    blocks: values an image of each block that is to have a linear probe of its own.
     """
 
     decode: float
@@ -56,6 +58,7 @@ class Rates:
     memory_extract: float
     memory_train: float
     busy: float = 1.0
+    blocks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,13 @@ def calibrate(params: Params, size: DataSize, *, device: "torch.device", gpu: bo
     forward = _forward(params, backbone, images_NCHW[: batches["forward"]], device, budget["forward"])
     weights = sum(weight.numel() for weight in backbone.parameters())
     freeze(backbone, params.train.freeze)
-    train = _train(params, backbone, images_NCHW[: batches["train"]], device, budget["train"])
+    work = training(params, backbone, images_NCHW[: batches["train"]], device)
+    train = seconds_each(work, batches["train"], budget["train"])
     features, pixels = backbone.feature_dim, size.channels * size.side**2
+    weights += projector_weights(params, features)
     components = min(params.pca.components, features) if params.pca.enabled else features
+    if params.train.method == "deepcluster_v2":
+        components = params.train.v2.outputs
     row, axes = _pca(min(size.count, ROWS), features, components, budget["pca"]) if params.pca.enabled else (0.0, 0.0)
     each = budget["clustering"]
     return Rates(
@@ -103,6 +110,7 @@ def calibrate(params: Params, size: DataSize, *, device: "torch.device", gpu: bo
         memory_extract=forward.memory_of(batches["forward"]),
         memory_train=train.memory_of(batches["train"]),
         busy=_busy(),
+        blocks=_blocks(params, size, backbone) if size.classes else (),
     )
 
 
@@ -111,6 +119,16 @@ def _backbone(params: Params, size: DataSize) -> "Backbone":
 
     model = params.model
     return BackboneDescription(model.arch, size.channels, size.side, model.sobel, model.grayscale).build()
+
+
+def _blocks(params: Params, size: DataSize, backbone: "Backbone") -> tuple[int, ...]:
+    from deepcluster.models.blocks import blocks, cut_off
+
+    if params.evaluate.probe != "blocks":
+        return ()
+    shape = {"channels": size.channels, "image_size": size.side}
+    ends = blocks(params.model.arch, backbone.body).values()
+    return tuple(cut_off(backbone, end, **shape).feature_dim for end in ends)
 
 
 def seconds_each(work: Callable[[int], None], most: int, budget: float, *, first: int = 4) -> Tried:
@@ -164,51 +182,6 @@ def _forward(
             precision=params.extract.precision,
         )
         for _ in blocks:
-            pass
-
-    return seconds_each(work, len(images_NCHW), budget)
-
-
-def _train(
-    params: Params, backbone: "Backbone", images_NCHW: NDArray[np.uint8], device: "torch.device", budget: float
-) -> Tried:
-    import torch
-
-    from deepcluster.augment import augmentation_of
-    from deepcluster.contrastive import Objective
-    from deepcluster.models.heads import build_heads, trainable
-    from deepcluster.training import OptimizerSettings, build_optimizer, train_epoch
-
-    settings, channels = params.train, images_NCHW.shape[1]
-    contrastive = settings.contrastive
-    projection = None if contrastive.strategy == "none" else contrastive.projection
-    heads = build_heads(backbone.feature_dim, params.cluster.k, projection=projection)
-    backbone.to(device)
-    heads.to(device)
-    rate = OptimizerSettings(
-        settings.optimizer.name, 1e-6, settings.optimizer.momentum, settings.optimizer.weight_decay
-    )
-    optimizers = [build_optimizer(weights, rate) for part in (backbone, heads) if (weights := trainable(part))]
-    labels_N = np.arange(len(images_NCHW), dtype=np.int32) % params.cluster.k
-
-    def work(number: int) -> None:
-        steps = train_epoch(
-            backbone,
-            heads,
-            images_NCHW,
-            labels_N,
-            indices=np.arange(max(2, number), dtype=np.int64),  # batch norm needs two
-            batch_size=max(2, number),
-            augmentation=augmentation_of(params.augment, params.data.name),
-            mean=[0.5] * channels,
-            std=[0.25] * channels,
-            optimizers=optimizers,
-            generator=torch.Generator().manual_seed(0),
-            device=device,
-            precision=settings.precision,
-            objective=Objective(settings.loss, **contrastive.model_dump(exclude={"projection"})),
-        )
-        for _ in steps:
             pass
 
     return seconds_each(work, len(images_NCHW), budget)

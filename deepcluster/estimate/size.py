@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepcluster import artifacts, layout
+from deepcluster.artifacts.provenance import plain
 from deepcluster.catalogue import known
+from deepcluster.datasets.held_out import test_split_of
 from deepcluster.errors import DataError
 from deepcluster.params.sections import Data
 
@@ -16,6 +18,7 @@ class DataSize:
     """N images of `channels` x `side` x `side`; classes: how many, None without true labels.
 
     source: where this is known from. files: some of the images below `folder`, to try how fast they decode; else none.
+    test: images of the test split that measures are taken on; 0 where there is none, or it has no true labels.
     """
 
     count: int
@@ -25,7 +28,7 @@ class DataSize:
     source: str
     folder: Path = Path()
     files: tuple[str, ...] = ()
-    prepared: bool = False
+    test: int = 0
 
 
 def data_size(data: Data) -> DataSize:
@@ -39,7 +42,16 @@ def data_size(data: Data) -> DataSize:
     if split is None:
         raise DataError(f"{data.name} has no split {data.split!r}; see docs/data.md")
     channels = 1 if data.grayscale else split.channels
-    return DataSize(split.count, channels, data.image_size or split.side, split.classes, "known")
+    test = test_split_of(data.name, root=root, split=data.split, test_split=data.test_split)
+    held_out = known(data.name, test) if test else None
+    return DataSize(
+        split.count,
+        channels,
+        data.image_size or split.side,
+        split.classes,
+        "known",
+        test=held_out.count if held_out and held_out.classes and split.classes else 0,
+    )
 
 
 def _prepared(data: Data) -> DataSize | None:
@@ -47,11 +59,19 @@ def _prepared(data: Data) -> DataSize | None:
     if not layout.IMAGES.exists() or not layout.TARGETS.exists():
         return None
     images = artifacts.open_store(layout.IMAGES, "images", made_by="prepare")
-    if images.attributes["params"] != data.model_dump(exclude={"test_split"}):
+    used, wanted = images.attributes["params"], plain(data.model_dump(exclude={"test_split"}))
+    if {name: value for name, value in used.items() if name != "test_split"} != wanted:
         return None
     count, channels, side, _ = images.shape("images")
     names = artifacts.open_store(layout.TARGETS, "targets", made_by="prepare").attributes["class_names"]
-    return DataSize(count, channels, side, len(names) if names else None, str(layout.IMAGES), prepared=True)
+    return DataSize(count, channels, side, len(names) if names else None, str(layout.IMAGES), test=_prepared_test())
+
+
+def _prepared_test() -> int:
+    if not layout.TEST_TARGETS.exists():
+        return 0
+    truth = artifacts.open_store(layout.TEST_TARGETS, "targets", made_by="prepare")
+    return truth.shape("targets")[0] if truth.attributes["labelled"] else 0
 
 
 def _folder(data: Data, root: Path) -> DataSize:
@@ -66,4 +86,7 @@ def _folder(data: Data, root: Path) -> DataSize:
     side = data.image_size or common_side(root, sample)
     classes = classes_of(listed, "" if base == root else f"{data.split}/")
     channels = 1 if data.grayscale else 3
-    return DataSize(len(listed), channels, side, len(classes) or None, f"names in {base}", root, tuple(sample))
+    test = test_split_of(data.name, root=root, split=data.split, test_split=data.test_split)
+    held_out = len(list_images(root, split_folder(root, test))[0]) if test and classes else 0
+    where = f"names in {base}"
+    return DataSize(len(listed), channels, side, len(classes) or None, where, root, tuple(sample), held_out)
