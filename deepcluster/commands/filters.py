@@ -134,7 +134,7 @@ def _csv(channels: list[int], picked_KM: "NDArray[np.int64]", sample_ids: list[s
         for channel, picked_M in zip(channels, picked_KM, strict=True)
         for rank, number in enumerate(picked_M, start=1)
     ]
-    return "".join(map(csv_line, [["channel", "rank", "sample"], *rows]))
+    return csv_line(["channel", "rank", "sample"]) + "".join(map(csv_line, rows))
 
 
 def _write(path: "Path", content: bytes) -> None:

@@ -194,7 +194,7 @@ def clusters_csv(sample_ids: Sequence[str], clustering: Clustering) -> str:
     """
     columns = zip(sample_ids, clustering.labels_N, clustering.distances_N, strict=True)
     rows = [[harmless(sample), int(label), f"{distance:.6g}"] for sample, label, distance in columns]
-    return "".join(map(csv_line, [["sample", "cluster", "squared_distance"], *rows]))
+    return csv_line(["sample", "cluster", "squared_distance"]) + "".join(map(csv_line, rows))
 
 
 def _affordable(what: str, count: int, width: int) -> bool:
