@@ -184,6 +184,16 @@ class TestChoices:
                 value = getattr(value, part)
             assert found[key] == value, key
 
+    def test_for_photographs_they_are_those_of_the_recipe(self, tmp_path):
+        """Of as many as its k is for; but where the images lie, and what was seen of their files."""
+        look = seen(count=20_500, sides=(100,), split="train")
+        path = tmp_path / "params.yaml"
+        path.write_text(params_text(look, choices(look)), encoding="utf-8")
+        found, recipe = (load_params(file).model_dump() for file in (path, CHECKOUT / "recipes/image-folder.yaml"))
+        assert (found["data"].pop("root"), found["data"].pop("max_unreadable")) == ("/photos", 0.0)
+        del recipe["data"]["root"], recipe["data"]["max_unreadable"]
+        assert found == recipe
+
     def test_photographs_are_cropped_and_coloured_grey_images_are_neither(self):
         assert (chosen()["augment.crop"], chosen()["augment.hue"], chosen()["augment.rotation"]) == (True, 0.1, 0.0)
         grey = chosen(grey=True)

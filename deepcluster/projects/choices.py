@@ -18,7 +18,8 @@ LEAST_SIDE = 8  # of data.image_size and of every architecture
 CONVNET_LARGEST = 64
 SEEN_AN_EPOCH = 7000  # images, as with Digits
 LEAST_STEPS = 10
-COMPONENTS = 64
+COMPONENTS = {"convnet": 64, "resnet18": 128}  # as for Digits, and as recipes/image-folder.yaml
+BATCHES = {"convnet": 512, "resnet18": 256}  # of extract
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def choices(look: Look) -> list[Choice]:
         *_data(look, side),
         *_model(look, side),
         *_clusters(look.count),
-        *_training(look.count),
+        *_training(look.count, grey=look.grey),
         *(_grey_augmentation() if look.grey else _photo_augmentation()),
     ]
 
@@ -93,11 +94,12 @@ def _unreadable(look: Look) -> tuple[float, str]:
 def _model(look: Look, side: int) -> Iterator[Choice]:
     small = side <= CONVNET_LARGEST
     why = f"made for 8 to {CONVNET_LARGEST} pixels, and quick without a GPU" if small else f"for {side} pixels"
-    yield Choice("model.arch", "convnet" if small else "resnet18", why)
-    batch = 512 if side <= CONVNET_LARGEST else 128
-    yield Choice("extract.batch_size", batch, f"of {side} pixels; a matter of memory, not of the result")
-    components = min(COMPONENTS, look.count // 2)
-    yield Choice("pca.components", components, "as for Digits" if components == COMPONENTS else "half of the images")
+    arch = "convnet" if small else "resnet18"
+    yield Choice("model.arch", arch, why)
+    yield Choice("extract.batch_size", BATCHES[arch], f"of {side} pixels; a matter of memory, not of the result")
+    components, of = min(COMPONENTS[arch], look.count // 2), "256" if small else "512"
+    enough = components == COMPONENTS[arch]
+    yield Choice("pca.components", components, f"of {of} features" if enough else "half of the images")
 
 
 def _clusters(count: int) -> Iterator[Choice]:
@@ -107,10 +109,12 @@ def _clusters(count: int) -> Iterator[Choice]:
     yield Choice("refine.k", None, "that number of groups, once it is known")
 
 
-def _training(count: int) -> Iterator[Choice]:
+def _training(count: int, *, grey: bool) -> Iterator[Choice]:
     epochs = 20 if count < 50_000 else 10
     yield Choice("epochs", epochs, "as for Digits" if epochs == 20 else "so many images need fewer")
     yield Choice("train.schedule.epochs", epochs, "as epochs above")
+    if not grey:
+        yield Choice("train.schedule.warmup", 1.0, "rates rise while the first clusters still mean little")
     size = float(min(10, max(1, round(SEEN_AN_EPOCH / count))))
     yield Choice("train.epoch_size", size, f"{count * size:,.0f} images an epoch")
     batches = [batch for batch in (128, 64, 32) if count * size / batch >= LEAST_STEPS]
