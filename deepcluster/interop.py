@@ -63,7 +63,8 @@ def _read_checkpoint(folder: Path) -> Foreign:
         made_for = BackboneDescription(**files.description["backbone"])
     except (KeyError, TypeError) as error:
         raise artifacts.damaged(folder, f"description: {error}") from error
-    return Foreign({name: torch.from_numpy(array.copy()) for name, array in files.weights.items()}, made_for)
+    weights = files.average or files.weights  # as everything else that uses a checkpoint takes them
+    return Foreign({name: torch.from_numpy(array.copy()) for name, array in weights.items()}, made_for)
 
 
 def _read_file(path: Path) -> Foreign:

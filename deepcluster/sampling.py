@@ -5,6 +5,7 @@ stored in cluster order, or on any other re-ordered or filtered copy, and balanc
 """
 
 import math
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,9 +44,10 @@ def nearest_of_each(
 
     Of a cluster of n images ceil(share x n) are taken, at least one; of equal distances the earlier images.
     """
+    exact = Fraction(str(share))  # in floats 0.1 x 30 is a little more than 3, which would take 4
     nearest_N = np.zeros(len(labels_N), dtype=bool)
     for members in _members(labels_N):
-        count = max(1, math.ceil(share * len(members)))
+        count = max(1, math.ceil(exact * len(members)))
         nearest_N[members[np.argsort(distances_N[members], kind="stable")[:count]]] = True
     return nearest_N
 

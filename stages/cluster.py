@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from deepcluster.clustering.health import Health
     from deepcluster.clustering.kmeans import Clustering
     from deepcluster.params import Params
-    from deepcluster.params.sections import Cluster
 
 
 def cluster(epoch: Epoch) -> None:
@@ -33,7 +32,7 @@ def cluster(epoch: Epoch) -> None:
         settings, previous = params.cluster, None
         reduced = artifacts.open_store(layout.pca(epoch), "pca", made_by=f"pca@{epoch}", epoch=epoch)
         count, components = reduced.shape("reduced")
-        _refuse_too_large(settings, count, components)
+        _refuse_unfit(params, epoch, count, components)
         rows_Nd = reduced.read("reduced")
         if epoch > 1:
             previous = artifacts.open_store(
@@ -46,7 +45,7 @@ def cluster(epoch: Epoch) -> None:
         for number in range(settings.clusterings):
             previous_N = _previous_labels(previous, number)
             found.append(_clustering(params, epoch, number, rows_Nd, previous_N))
-            states.append(_checked(settings, epoch, number, found[-1], previous_N, variance_d, components))
+            states.append(_checked(params, epoch, number, found[-1], previous_N, variance_d, components))
         first = found[0]
         provenance = artifacts.Provenance(reduced.samples, reduced.ids, epoch, params.seed, settings.model_dump())
         extra = {"health": states[0].attributes(), "trained_on": first.trained_on}
@@ -76,7 +75,7 @@ def _previous_labels(previous: "Store | None", number: int) -> "NDArray[np.int32
 
 
 def _checked(
-    settings: "Cluster",
+    params: "Params",
     epoch: int,
     number: int,
     found: "Clustering",
@@ -87,7 +86,9 @@ def _checked(
     """The state of a clustering, printed; CollapseError if it has collapsed and the settings do not go on."""
     from deepcluster.clustering.health import Limits, collapsed, health
     from deepcluster.errors import CollapseError
+    from deepcluster.params import refined
 
+    settings = params.cluster
     state = health(found.sizes_K, found.labels_N, previous_N, variance_d)
     name = f"cluster@{epoch}" + (f", clustering {number + 1}" if settings.clusterings > 1 else "")
     print(
@@ -97,6 +98,8 @@ def _checked(
     )
     limits = Limits(**settings.collapse.model_dump())
     if problem := collapsed(state, found.sizes_K, components, limits, method=settings.method):
+        if refined(params, epoch):
+            problem += " (beyond refine.after it is refine.k, refine.whiten and refine.restarts that count)"
         if settings.fail_on_collapse:
             sweep = f"`deepcluster sweep-k --epoch {epoch}` tries other k, " if settings.method == "kmeans" else ""
             raise CollapseError(
@@ -157,11 +160,16 @@ def _found(
     )
 
 
-def _refuse_too_large(settings: "Cluster", count: int, components: int) -> None:
-    """Before anything is read."""
+def _refuse_unfit(params: "Params", epoch: int, count: int, components: int) -> None:
+    """What cannot be, or does not fit into memory, before anything is read."""
     from deepcluster.clustering import kmeans, pic
+    from deepcluster.errors import NumericsError
     from deepcluster.memory import refuse_too_large
+    from deepcluster.params import refined
 
+    settings = params.cluster
+    if settings.k > count and refined(params, epoch):
+        raise NumericsError(f"refine.k: must be <= N = {count} images; got {settings.k}")
     what = f"cluster: {count:,} x {components:,} values"
     if settings.method == "pic":
         needed = pic.memory_needed(count, components, settings.pic.neighbours)

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from deepcluster.params import Params
+
 
 def evaluate() -> None:
     """Score every epoch, and cluster the last backbone's features for the result.
@@ -27,7 +29,6 @@ def evaluate() -> None:
     from deepcluster.evaluation.places import write_places
     from deepcluster.headline import scores
     from deepcluster.images import open_rows
-    from deepcluster.params import at_epoch
     from deepcluster.seeding import derive_seed
 
     with stage("evaluate") as params:
@@ -35,7 +36,7 @@ def evaluate() -> None:
         truth = artifacts.open_store(layout.TARGETS, "targets", made_by="prepare", ids=images.ids)
         targets_N = truth.read("targets") if truth.attributes["labelled"] else None
         class_names = truth.attributes["class_names"]
-        classes = len(class_names or ())
+        k = _clusters(params, len(class_names or ()), images.samples)
         test_MCHW, test_targets_M = _test_images(images.ids)
         rows = [epochs.epoch_row(epoch, images.ids, targets_N) for epoch in range(1, last + 1)]
         judge = None
@@ -54,7 +55,7 @@ def evaluate() -> None:
             last_epoch=last,
             targets_N=targets_N,
             truth=judge,
-            k=settings.k or (classes if classes > 1 else at_epoch(params, last).cluster.k),
+            k=k,
             restarts=settings.restarts,
             seed=derive_seed(params.seed, "evaluate", 0),
             gpu=faiss_gpu(),
@@ -72,6 +73,18 @@ def evaluate() -> None:
         )
         for name, content in (("metrics.json", metrics), ("scores.json", scores(metrics))):
             artifacts.write_text(layout.EVALUATION / name, json.dumps(content, indent=2) + "\n")
+
+
+def _clusters(params: "Params", classes: int, count: int) -> int:
+    """Of the final clustering; ParamsError for more than images, before anything is computed."""
+    from deepcluster.errors import ParamsError
+    from deepcluster.params import final_k
+
+    k = final_k(params, classes)
+    if k > count:
+        given = "" if params.evaluate.k else ", since null takes the number of classes, else that of the pseudo-labels"
+        raise ParamsError(f"evaluate.k: must be <= N = {count} images; got {k}{given}")
+    return k
 
 
 def _test_images(train_ids: str) -> "tuple[NDArray[np.uint8], NDArray[np.int64]] | tuple[None, None]":

@@ -294,6 +294,15 @@ class TestOurs:
         path, backbone = checkpoint(description)
         assert_same_features(loaded(path / name, description), backbone, description)
 
+    def test_of_a_checkpoint_with_averaged_weights_those(self, tmp_path):
+        """What extract, evaluate and export take of it."""
+        description = describe("convnet")
+        trained, average = description.build(), description.build()
+        draw_statistics(average)
+        provenance = artifacts.Provenance(4, "f" * 64, 9, 1)
+        save_checkpoint(tmp_path / "checkpoint", description, trained, provenance, average=average)
+        assert_same_features(loaded(tmp_path / "checkpoint", description), average.eval(), description)
+
     def test_images_may_have_another_size_where_the_weights_do_not_depend_on_it(self, checkpoint):
         path, backbone = checkpoint(describe("convnet", size=64))
         found = loaded(path, describe("convnet", size=32)).state_dict()

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import edit_params
+from conftest import IMAGES, edit_params
 
 from deepcluster import layout
-from deepcluster.artifacts import open_store
-from deepcluster.params import Params, at_epoch
+from deepcluster.artifacts import Provenance, open_store, write_store
+from deepcluster.evaluation.trust_runs import open_run
+from deepcluster.params import Params, at_epoch, final_k
 from deepcluster.reduction.pca import fit
 
 REFINED = {"refine.after": 1, "refine.k": 2, "refine.restarts": 3}
@@ -86,3 +87,54 @@ def test_what_looks_back_copes_with_another_number_of_clusters(workspace, outcom
     status, out, err = outcome("cluster", "--epoch", "2")
     assert status == 0, err
     assert "effective k" in out
+
+
+@pytest.mark.parametrize(
+    ("evaluate_k", "classes", "after", "expected"),
+    [(7, 5, 3, 7), (None, 5, 3, 5), (None, 1, 3, 10), (None, 0, 3, 10), (None, 0, 4, 30), (None, 0, None, 30)],
+)
+def test_clusters_of_the_final_clustering(evaluate_k, classes, after, expected):
+    """Without classes to tell it, k is that of the last of four epochs, refined or not."""
+    content = {"epochs": 4, "cluster": {"k": 30}, "refine": {"after": after, "k": 10}, "evaluate": {"k": evaluate_k}}
+    assert final_k(Params.model_validate(content), classes) == expected
+
+
+def test_trust_and_evaluate_take_the_same_clusters_without_true_labels(refined, outcome):
+    images = open_store(layout.IMAGES, "images", made_by="test")
+    provenance = Provenance(images.samples, images.ids, params={})
+    with write_store(layout.TARGETS, "targets", provenance, labelled=False, class_names=None) as store:
+        store.array("targets", np.empty(0, np.int64), ("labelled_sample",))
+    edit_params(Path("params.yaml"), {"evaluate.k": None})
+    assert outcome("evaluate")[0] == 0
+    assert json.loads((layout.EVALUATION / "metrics.json").read_text())["k"] == open_run().k == 2
+
+
+class TestMistakes:
+    def test_too_many_clusters_are_named_by_the_key_that_asks_for_them(self, workspace, outcome):
+        too_many = {"refine.after": 1, "refine.k": IMAGES + 1, "evaluate.k": IMAGES + 2}
+        edit_params(Path("params.yaml"), too_many)
+        of_refine = f"error: refine.k: must be <= N = {IMAGES} images; got {IMAGES + 1}\n"
+        of_final = f"error: evaluate.k: must be <= N = {IMAGES} images; got {IMAGES + 2}\n"
+        assert outcome("initialise") == (2, "", of_refine + of_final)
+        assert outcome("cluster", "--epoch", "2") == (2, "", of_refine)
+        assert outcome("evaluate") == (2, "", of_final)
+
+    def test_of_too_many_clusters_that_nobody_asked_for_it_is_said_where_they_come_from(self, workspace, outcome):
+        truth = open_store(layout.TARGETS, "targets", made_by="test")
+        names = [f"class {number}" for number in range(IMAGES + 3)]
+        provenance = Provenance(truth.samples, truth.ids, params={})
+        with write_store(layout.TARGETS, "targets", provenance, labelled=True, class_names=names) as store:
+            store.array("targets", truth.read("targets"), ("labelled_sample",))
+        edit_params(Path("params.yaml"), {"evaluate.k": None})
+        where = "since null takes the number of classes, else that of the pseudo-labels"
+        expected = f"error: evaluate.k: must be <= N = {IMAGES} images; got {IMAGES + 3}, {where}\n"
+        assert outcome("evaluate") == (2, "", expected)
+
+    @pytest.mark.parametrize(("epoch", "said"), [("1", False), ("2", True)])
+    def test_advice_on_a_collapse_names_the_keys_that_count(self, workspace, outcome, epoch, said):
+        edit_params(Path("params.yaml"), REFINED | {"cluster.collapse": {"min_feature_rank": 100.0}})
+        edit_params(Path("params.yaml"), {"cluster.fail_on_collapse": True})
+        status, _, err = outcome("cluster", "--epoch", epoch)
+        assert status == 2
+        hint = " (beyond refine.after it is refine.k, refine.whiten and refine.restarts that count). Nothing was"
+        assert (hint in err) is said

@@ -127,3 +127,9 @@ def test_in_turn_every_image_comes_once_before_any_comes_again():
 def test_turns_depend_on_the_generator_alone():
     first, again, other = (each_in_turn(50, size=50, rng=np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert first.tolist() == again.tolist() != other.tolist()
+
+
+@pytest.mark.parametrize(("share", "count", "taken"), [(0.1, 30, 3), (0.55, 20, 11), (0.7, 10, 7), (0.07, 100, 7)])
+def test_a_share_that_divides_evenly_takes_no_image_more(share, count, taken):
+    labels_N, distances_N = np.zeros(count, np.int32), np.arange(count, dtype=np.float32)
+    assert np.flatnonzero(nearest_of_each(labels_N, distances_N, share=share)).tolist() == list(range(taken))

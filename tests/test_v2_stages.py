@@ -301,6 +301,15 @@ class TestWhatFollows:
         )
         assert outcome("bundle", "--labels", "pseudo", "--epoch", "2", "--out", "p") == (2, "", message)
 
+    def test_trust_is_of_the_backbones_features_in_every_epoch(self, run, outcome):
+        """features.zarr of epoch 2 holds projections: no features of epoch 1's backbone."""
+        status, _, err = outcome("trust", "--epochs", "1,2")
+        assert status == 0, err
+        with_bank = Path("data/trust/trust.json").read_text()
+        shutil.rmtree(layout.features(2))
+        assert outcome("trust", "--epochs", "1,2")[0] == 0
+        assert Path("data/trust/trust.json").read_text() == with_bank
+
     def test_a_summary_is_printed(self, run, outcome):
         status, out, err = outcome("summary")
         assert (status, err) == (0, "")

@@ -81,7 +81,7 @@ class Truth:
         targets_N = self.held_out.targets_N
         scores = score(found.labels_N, targets_N) | {"many_to_one": purity(found.labels_N, targets_N)}
         if self.held_out.test_targets_M is not None and test_MD is not None:
-            scores["test_many_to_one"] = self._elsewhere(found, test_MD)["many_to_one"]
+            scores |= {f"test_{name}": value for name, value in self._elsewhere(found, test_MD).items()}
         return {"overclustering": scores}
 
     def of_features(self, what: str, rows_ND: Rows, test_MD: Rows | None) -> Found:

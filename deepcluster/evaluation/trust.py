@@ -152,7 +152,7 @@ def margin(rows_ND: NDArray[np.float32], clustering: Clustering) -> float | None
     centroids_KD = clustering.centroids_Kd[clustering.sizes_K > 0]
     if len(centroids_KD) < 2:
         return None
-    total, step = 0.0, max(1, _BLOCK_VALUES // len(centroids_KD))
+    total, step = 0.0, max(1, _BLOCK_VALUES // max(centroids_KD.shape))
     for start in range(0, len(rows_ND), step):
         two_B2 = np.partition(cdist(rows_ND[start : start + step], centroids_KD), 1, axis=1)[:, :2]
         quotient_B = np.divide(two_B2[:, 0], two_B2[:, 1], out=np.ones(len(two_B2)), where=two_B2[:, 1] > 0)

@@ -21,7 +21,7 @@ from deepcluster.evaluation.baselines import final_clusters
 from deepcluster.evaluation.trust import Trust, Views, kmeans_runs, measured
 from deepcluster.features import extract_features
 from deepcluster.images import open_rows
-from deepcluster.params import PARAMS_FILE, Augment, Params, load_params
+from deepcluster.params import PARAMS_FILE, Augment, Params, final_k, load_params
 from deepcluster.pixels import to_float
 from deepcluster.seeding import derive_seed, torch_generator
 
@@ -85,7 +85,7 @@ def open_run(root: Path = Path()) -> Run:
     images = artifacts.open_store(root / layout.IMAGES, "images", made_by="prepare")
     truth = artifacts.open_store(root / layout.TARGETS, "targets", made_by="prepare", ids=images.ids)
     class_names = truth.attributes["class_names"]
-    k = params.evaluate.k or (len(class_names) if class_names else params.cluster.k)
+    k = final_k(params, len(class_names or ()))
     if images.samples <= k:
         raise UserError(f"{root / layout.IMAGES}: trust needs more images than clusters; got {images.samples}, k = {k}")
     return Run(root, params, images, k)
@@ -180,9 +180,12 @@ def _views(
 def _features(
     run: Run, checkpoint: Checkpoint, epoch: int, pixels_NCHW: NDArray[np.uint8], device: torch.device
 ) -> NDArray[np.float32]:
-    """As evaluate takes them: in float32. The next epoch's dump has the same, where it is there and not of bfloat16."""
+    """As evaluate takes them: in float32. The next epoch's dump has the same, where it is there and not of bfloat16.
+
+    Not that of DeepCluster-v2, which holds projections.
+    """
     dump = run.root / layout.features(epoch + 1)
-    if dump.exists():
+    if checkpoint.projector is None and dump.exists():
         store = artifacts.open_store(
             dump, "features", made_by=f"extract@{epoch + 1}", ids=run.images.ids, epoch=epoch + 1
         )

@@ -3,7 +3,7 @@
 from deepcluster.params.data_defaults import flips, padding
 from deepcluster.params.file import PARAMS_FILE, as_yaml, load_params
 from deepcluster.params.fit import misfits
-from deepcluster.params.refine import at_epoch
+from deepcluster.params.refine import at_epoch, final_k, refined
 from deepcluster.params.sections import (
     Arch,
     Augment,
@@ -29,8 +29,10 @@ __all__ = [
     "Schedule",
     "as_yaml",
     "at_epoch",
+    "final_k",
     "flips",
     "load_params",
     "misfits",
     "padding",
+    "refined",
 ]

@@ -3,6 +3,19 @@
 from deepcluster.params.sections import Params
 
 
+def refined(params: Params, epoch: int | None) -> bool:
+    """Whether section `refine` decides how that epoch's features are clustered; None: no epoch's own, so never."""
+    return epoch is not None and params.refine.after is not None and epoch > params.refine.after
+
+
+def final_k(params: Params, classes: int) -> int:
+    """Clusters of the final clustering of a data set of so many classes (0: without true labels).
+
+    `evaluate.k`, else the number of classes where there are two or more, else the k of the last epoch's pseudo-labels.
+    """
+    return params.evaluate.k or (classes if classes > 1 else at_epoch(params, params.epochs).cluster.k)
+
+
 def at_epoch(params: Params, epoch: int | None) -> Params:
     """`params` as they apply to that epoch: beyond `refine.after`, section `refine` replaces keys of pca and cluster.
 
@@ -12,7 +25,7 @@ def at_epoch(params: Params, epoch: int | None) -> Params:
     (docs/ablations.md).
     """
     refine = params.refine
-    if epoch is None or refine.after is None or epoch <= refine.after:
+    if not refined(params, epoch):
         return params
     own = {"k": refine.k, "restarts": refine.restarts, "init": "k-means++", "method": "kmeans"}
     pca = params.pca.model_copy(update={"whiten": refine.whiten})
