@@ -59,7 +59,7 @@ class Record:
     def rows(self) -> list[dict[str, float | None]]:
         """A row an epoch; None where there was nothing to compare with."""
         found = csv.DictReader(self.epochs)
-        return [{name: None if field == "" else float(field) for name, field in row.items()} for row in found]
+        return [{name: None if field in ("", "nan") else float(field) for name, field in row.items()} for row in found]
 
     def metric(self, *path: str) -> float | None:
         """A number of metrics.json, e.g. `metric("final", "nmi")`; None if this record has none of that name."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     "epoch", "loss", "pseudo_label_accuracy", "nmi_previous", "smallest", "largest", "empty", "effective_k",
-    "feature_rank",
+    "k", "feature_rank",
 )  # fmt: skip
 LABEL_COLUMNS = ("nmi", "ari", "accuracy")
 RETRY_SECONDS = 0.3

@@ -51,11 +51,11 @@ def last_scores(rows: list[Row]) -> Row:
 
 
 def to_csv(rows: list[Row]) -> str:
-    """The rows as CSV; an empty field where a value is None."""
+    """The rows as CSV; nan where a value is None: of an empty field DVC's charts make a zero."""
     text = io.StringIO()
     writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: "nan" if value is None else value for name, value in row.items()} for row in rows)
     return text.getvalue()
 
 
@@ -64,7 +64,7 @@ def from_csv(text: str) -> list[Row]:
     whole = ("epoch", "smallest", "largest", "empty", "k")
 
     def value(name: str, field: str) -> float | int | None:
-        return None if field == "" else int(field) if name in whole else float(field)
+        return None if field == "nan" else int(field) if name in whole else float(field)
 
     return [{name: value(name, field) for name, field in row.items()} for row in csv.DictReader(io.StringIO(text))]
 
