@@ -215,3 +215,7 @@ def test_nothing_was_prepared_or_no_project(workspace, outcome, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     message = "error: params.yaml: not found; run this in the project's folder, the one with dvc.yaml\n"
     assert outcome("metrics") == (2, "", message)
+
+
+def test_k_stands_beside_effective_k_since_refine_changes_it():
+    assert {"k", "effective_k"} <= set(live.columns(labels=False))
