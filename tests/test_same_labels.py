@@ -38,6 +38,9 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_stages(epochs: int) -> None:
+    import faiss  # noqa: F401  numeric libraries are limited to one thread only once they are loaded
+    import sklearn.decomposition  # noqa: F401
+    import torch  # noqa: F401
     from threadpoolctl import threadpool_limits
 
     from stages.cluster import cluster
@@ -138,7 +141,12 @@ def test_the_estimator_finds_the_labels_of_the_pipeline(digits, away):
         augmentation=augmentation_of(params.augment, "folder"),
         device="cpu",
     )
-    assert model.fit(images["images"][:]) is model
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):  # as the stages ran: sums on other numbers of threads round otherwise
+        assert model.fit(images["images"][:]) is model
     np.testing.assert_array_equal(model.pseudo_labels_, pseudo["labels"][:])
     np.testing.assert_array_equal(model.labels_, final["labels"][:])
-    np.testing.assert_array_equal(model.cluster_centers_, final["centroids"][:])
+    np.testing.assert_allclose(
+        model.cluster_centers_, final["centroids"][:], rtol=1e-4, atol=1e-6
+    )  # same but for rounding
