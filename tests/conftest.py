@@ -213,6 +213,18 @@ def workspace(finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     shutil.rmtree(root, ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a bundle that was trained on nothing."""
+    from bundles import noise_bundle
+
+    from deepcluster.using.bundle import write_bundle
+
+    folder = tmp_path_factory.mktemp("a bundle") / "noise"
+    write_bundle(folder, noise_bundle())
+    return folder
+
+
 @pytest.fixture
 def outcome(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
     """Runs `deepcluster ARGUMENTS` in this process, by its real entry point: (exit code, stdout, stderr)."""

@@ -8,23 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bundles import motifs, noise_bundle, save_motif
+from bundles import motifs, save_motif
 from conftest import write_images
 from PIL import Image
 from safetensors.numpy import load_file
 from scipy.spatial.distance import cdist
 
 from deepcluster.checkpoint import BackboneDescription
-from deepcluster.using.bundle import write_bundle
 
 HEADER = "sample,cluster,distance,second,second_distance,outlier,error"
-
-
-@pytest.fixture(scope="module")
-def noise(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("a bundle") / "noise"
-    write_bundle(folder, noise_bundle())
-    return folder
 
 
 @pytest.fixture

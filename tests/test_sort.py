@@ -12,13 +12,6 @@ from bundles import noise_bundle, save_motif
 from deepcluster.using.bundle import write_bundle
 
 
-@pytest.fixture(scope="module")
-def noise(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("a bundle") / "noise"
-    write_bundle(folder, noise_bundle())
-    return folder
-
-
 @pytest.fixture
 def sort(noise, tmp_path, monkeypatch, outcome):
     """Runs `deepcluster sort ARGUMENTS` with the bundle of noise, in a folder with the images of `photos`."""

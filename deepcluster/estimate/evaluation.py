@@ -16,7 +16,7 @@ from deepcluster.evaluation.probe import BATCH, LEARNING_RATES, steps_of
 from deepcluster.evaluation.retrieval import MOST_QUERIES
 from deepcluster.evaluation.trust import HALF_RESTARTS
 from deepcluster.evaluation.trust_runs import SECTION_HALVINGS, SECTION_ROWS, VIEWED
-from deepcluster.params import Params, at_epoch
+from deepcluster.params import Params, final_k
 
 ITERATIONS = 50
 KMEANS_PLUS_PLUS = 2.0  # iterations that a k-means++ start is worth
@@ -36,19 +36,13 @@ class Kind:
     made: float
 
 
-def final_k(params: Params, size: DataSize) -> int:
-    """Clusters of the result."""
-    classes = size.classes if size.classes and size.classes > 1 else None
-    return params.evaluate.k or classes or at_epoch(params, params.epochs).cluster.k
-
-
 def evaluate_seconds(params: Params, size: DataSize, rates: Rates) -> float:
     """Of all measures; without true labels the clustering and the measures of trust alone."""
     trained = Kind(rates.features, rates.final, rates.forward)
     kinds = [trained]
     if size.classes is not None:
         kinds += [trained, Kind(size.channels * size.side**2, rates.pixels, 0.0)]
-    clusters = float(size.count) * final_k(params, size) * params.evaluate.restarts * SEARCHES
+    clusters = float(size.count) * final_k(params, size.classes or 0) * params.evaluate.restarts * SEARCHES
     seconds = sum(size.count * kind.made + clusters * kind.pair for kind in kinds)
     if size.classes is not None:
         seconds += sum(_judged(params, size, rates, kind) for kind in kinds)
@@ -69,7 +63,7 @@ def evaluate_memory(params: Params, size: DataSize, rates: Rates) -> float:
 def evaluate_disk(params: Params, size: DataSize, rates: Rates) -> float:
     """Clusters, their places, and every epoch's."""
     plane = 4.0 * min(size.count, MOST_ON_MAP) * min(MOST_COMPONENTS, rates.features)
-    return (ROW + 4.0 * params.epochs) * size.count + 4.0 * final_k(params, size) * rates.features + plane
+    return (ROW + 4.0 * params.epochs) * size.count + 4.0 * final_k(params, size.classes or 0) * rates.features + plane
 
 
 def _judged(params: Params, size: DataSize, rates: Rates, kind: Kind) -> float:
@@ -103,5 +97,5 @@ def _probes(params: Params, size: DataSize, rates: Rates, kind: Kind, learn: int
 def _trust(params: Params, size: DataSize, rates: Rates) -> float:
     """Features of a sample and of views of it, clusters of its halves."""
     rows = min(size.count, SECTION_ROWS)
-    clustered = SECTION_HALVINGS * HALF_RESTARTS * SEARCHES * rows * final_k(params, size)
+    clustered = SECTION_HALVINGS * HALF_RESTARTS * SEARCHES * rows * final_k(params, size.classes or 0)
     return (rows + min(rows, VIEWED)) * rates.forward + clustered * rates.final
