@@ -68,7 +68,9 @@ def _train(
     heads = _heads(params, checkpoint, epoch, len(clusters.read("sizes"))).to(device())
     optimizer, head_optimizer = _optimizers(params, checkpoint, heads)
     size = max(2, round(settings.epoch_size * images.samples))
-    kept_N = nearest_of_each(labels_N, clusters.read("distances"), share=settings.keep)
+    kept_N = None
+    if settings.keep < 1:
+        kept_N = nearest_of_each(labels_N, clusters.read("distances"), share=settings.keep)
     rng = numpy_generator(params.seed, "sampler", epoch)
     steps = train_epoch(
         backbone,
