@@ -6,6 +6,7 @@
 No number of a run is typed by hand: the prose has placeholders, each a line of its own but for the last.
 
     {{overview mnist: mnist-cpu mnist}}   medians and the worst seed of these experiments, baselines, published numbers
+    {{architectures mnist: a b}}          a row for each of these experiments, named by its backbone
     {{seeds digits}}                      each seed, and what they were run with and on
     {{epochs digits 1}}                   some epochs of one seed
     {{ablations digits}}                  the experiments whose base this is, with the difference to it
@@ -99,6 +100,8 @@ def _replacement(words: Sequence[str], runs: Mapping[str, Runs], published: Mapp
             if data.removesuffix(":") not in published:
                 raise ExperimentsError(f"{data.removesuffix(':')}: not a data set of published.yaml")
             return tables.overview([_runs(runs, name) for name in names], published[data.removesuffix(":")])
+        case ["architectures", data, *names] if data.endswith(":") and data.removesuffix(":") in published:
+            return tables.architectures([_runs(runs, name) for name in names], published[data.removesuffix(":")])
         case ["seeds", name]:
             return tables.seeds(_runs(runs, name))
         case ["epochs", name, seed] if seed.isdigit():
@@ -147,10 +150,15 @@ def _left_out(experiments: Mapping[str, Experiment], prose: Path) -> list[str]:
         ]
         for page in PAGES
     }
-    shown = {word for words in texts["results.md"] if words[0] in ("overview", "seeds") for word in words[1:]}
+    shown = {
+        word
+        for words in texts["results.md"]
+        if words[0] in ("overview", "architectures", "seeds")
+        for word in words[1:]
+    }
     bases = {words[1] for words in texts["ablations.md"] if words[0] == "ablations"}
     return [
-        f"{name}: stands on no page; results are named by overview or seeds in results.md, ablations by their base"
+        f"{name}: stands on no page; results are shown by overview, architectures or seeds in results.md, ablations by base"
         for name, each in experiments.items()
         if not (name in shown if each.group == "results" else name in bases or each.base in bases)
     ]

@@ -42,6 +42,7 @@ class Published(BaseModel):
     source: Annotated[str, Field(min_length=1)]
     accuracy: float | str | None = None
     nmi: float | str | None = None
+    arch: str | None = None
     probe: float | str | None = None
 
 
@@ -73,6 +74,32 @@ def overview(runs: Sequence[Runs], published: Sequence[Published]) -> str:
         named: dict[Measure, Any] = {"nmi": entry.nmi, "accuracy": entry.accuracy, "probe": entry.probe}
         cells = [NONE if named.get(measure) is None else str(named[measure]) for measure in measures]
         rows.append([f"{entry.method} ({entry.source})", *cells, "", "", ""])
+    return table(header, rows)
+
+
+def architectures(runs: Sequence[Runs], published: Sequence[Published]) -> str:
+    """A row for each experiment, named by its backbone, beside what others report for that backbone."""
+    header = ["backbone", "NMI", "worst NMI", "accuracy", "untrained NMI", "earlier program's NMI", "failed", "runs"]
+    header += ["epochs", "processor time"]
+    rows = []
+    for each in runs:
+        arch = each.experiment.params(each.experiment.seeds[0]).model.arch
+        reported = next((str(entry.nmi) for entry in published if entry.arch == arch), NONE)
+        nmi = scores(each.finished, "nmi")
+        rows.append(
+            [
+                f"`{arch}`",
+                number(statistic(nmi, "median")),
+                number(statistic(nmi, "worst")),
+                _median(each.finished, "accuracy", "final"),
+                _median(each.finished, "nmi", "untrained"),
+                reported,
+                str(len(each.failed)) if each.records else NONE,
+                _runs(each),
+                _epochs(each),
+                _processor(each.finished),
+            ]
+        )
     return table(header, rows)
 
 
@@ -190,6 +217,12 @@ def _wall(records: Sequence[Record]) -> str:
     if seconds is None:
         return NONE
     return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
+
+
+def _processor(records: Sequence[Record]) -> str:
+    """The median of the processor time, which other work on the machine changes little."""
+    seconds = statistic([record.cpu_seconds for record in records], "median")
+    return NONE if seconds is None else f"{seconds / 60:.1f} min"
 
 
 def _spread(records: Sequence[Record], measure: Measure) -> str:

@@ -91,6 +91,25 @@ class TestOverview:
         )
 
 
+class TestArchitectures:
+    def test_a_row_a_backbone_beside_what_others_report_for_it(self, folder):
+        made_with = EXPERIMENTS.replace("set: [cluster.k=7]", "set: [model.arch=resnet18]")
+        (folder / "experiments.yaml").write_text(made_with)
+        write(folder, "{{architectures mnist: base other}}")
+        for seed, nmi in ((1, 0.5), (2, 0.7), (3, 0.6)):
+            metrics = {
+                "final": {"nmi": nmi, "accuracy": nmi + 0.1},
+                "baselines": {"untrained": {"nmi": 0.2, "accuracy": 0.1}},
+            }
+            put(folder, "base", seed, None, metrics=metrics, cpu_seconds=60.0 * seed)
+        put(folder, "other", 5, None, status="failed", error="collapse", failed_at="cluster@2")
+        rows = lines(folder)[2:]
+        assert rows == [
+            "| `convnet` | 0.600 | 0.500 | 0.700 | 0.200 | – | 0 | 3 | 4 | 2.0 min |",
+            "| `resnet18` | – | – | – | – | 0.60 to 0.65 | 1 | 1, 1 failed | 4 | – |",
+        ]
+
+
 class TestSeeds:
     def test_each_seed_statistics_and_circumstances(self, folder):
         write(folder, "{{seeds base}}\n{{seeds other}}")
@@ -187,7 +206,7 @@ def test_mistakes_in_the_prose(folder, results, message):
 
 
 def test_nothing_is_left_out(folder):
-    where = "stands on no page; results are named by overview or seeds in results.md, ablations by their base"
+    where = "stands on no page; results are shown by overview, architectures or seeds in results.md, ablations by base"
     write(folder, "{{seeds base}} and {{other accuracy median}}", "nothing")
     with pytest.raises(ExperimentsError) as error:
         made(folder)
