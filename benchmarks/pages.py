@@ -158,7 +158,8 @@ def _left_out(experiments: Mapping[str, Experiment], prose: Path) -> list[str]:
     }
     bases = {words[1] for words in texts["ablations.md"] if words[0] == "ablations"}
     return [
-        f"{name}: stands on no page; results are shown by overview, architectures or seeds in results.md, ablations by base"
+        f"{name}: stands on no page; results are shown by overview, architectures or seeds in results.md, "
+        "ablations by base"
         for name, each in experiments.items()
         if not (name in shown if each.group == "results" else name in bases or each.base in bases)
     ]
