@@ -11,7 +11,7 @@ from deepcluster.threads import settle
 settle()  # as the stages do, before torch and faiss load
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-from benchmarks import augment, engines, growth, neighbour, objectives, pic, pipeline, results, stages
+from benchmarks import augment, engines, growth, neighbour, objectives, page, pic, pipeline, results, stages
 from benchmarks.data import Source
 
 SECTIONS = {
@@ -23,8 +23,9 @@ SECTIONS = {
     "objectives": objectives.measure,
     "pic": pic.measure,
     "neighbour": neighbour.measure,
+    "report": page.measure,
 }
-USUAL = ("stages", "pipeline", "growth", "engines", "augment", "objectives")
+USUAL = ("stages", "pipeline", "growth", "engines", "augment", "objectives", "report")
 OUTPUT = Path("data/benchmarks")
 
 
