@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks import pipeline, results
+from benchmarks import page, pipeline, results
+from benchmarks.data import Source
 from benchmarks.growth import stage_growth
 
 
@@ -54,3 +55,14 @@ def test_growth_of_a_quadratic_stage():
     assert found.exponent == pytest.approx(2)
     assert found.last_exponent == pytest.approx(2)
     assert found.kilobytes_per_image == pytest.approx(2.0 * 1000 / 20)
+
+
+def test_a_report_that_is_too_large_or_opens_too_slowly_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("DEEPCLUSTER_BROWSER", raising=False)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    found = page.measure(Source(), quick=True, long=False, images=40, output=tmp_path)
+    assert [(each.images, each.clusters, each.opening_seconds) for each in found] == [(40, 20, None)] * 2
+    assert found[1].megabytes == (tmp_path / "report.html").stat().st_size / 1e6
+    assert "opened within 3 s: met" in capsys.readouterr().out
+    assert page._verdict([page.Page(1, "", 1, 1, 15.1, 0, None, None)]) == "MISSED"
+    assert page._verdict([page.Page(1, "", 1, 1, 1.0, 0, 3.1, 0.1)]) == "MISSED"
