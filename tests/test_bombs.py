@@ -141,12 +141,16 @@ class TestIdx:
 
 def test_usps(tmp_path, monkeypatch):
     monkeypatch.setattr(usps, "LARGEST", 1000)
+    asked: list[int] = []
+    own = bz2.BZ2File.read
+    monkeypatch.setattr(bz2.BZ2File, "read", lambda self, size=-1: own(self, asked.append(size) or size))
     path = write(tmp_path / "usps.t.bz2", bz2.compress(b"3 1:1\n" * 166))
     assert load_dataset("usps", root=tmp_path, split="test", image_size=None, grayscale=False).sample_ids[-1] == "165"
     write(path, bz2.compress(b"3 1:1\n" * 167))
     assert message("usps", tmp_path, "test") == (
         f"{path}: refused, as it unpacks to over 1,000 bytes; delete it and fetch it again"
     )
+    assert asked == [1001, 1001]
 
 
 @pytest.mark.parametrize("planted", [b"\x80\x02]r\xff\xff\xff\x7f.", b"\x80\x02]p4000000000\n."])
