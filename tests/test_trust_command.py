@@ -202,16 +202,6 @@ class TestRuns:
         assert alone.augmentation(2).rotation == 0
         assert alone.augmentation(1).rotation > 0
 
-    def test_a_folder_that_a_spreadsheet_would_run(self, workspace, outcome):
-        names = ["=1+1", "@a\rb"]
-        copies(workspace, *names)
-        status, _, err = outcome("trust", "--runs", *names)
-        assert status == 0, err
-        lines = Path("data/trust/runs.csv").read_bytes().decode().split("\n")
-        assert lines[1].startswith("./=1+1,2,")
-        assert lines[2].startswith('"./@a\rb",2,')
-        assert [row["run"] for row in read("runs")["rows"]] == names
-
     def test_folders_without_runs_and_too_few(self, workspace, outcome):
         copies(workspace, "a")
         expected = "error: trust: folders are for --runs, as in `deepcluster trust --runs A B`; got a\n"
