@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 
 SHARD_BYTES = 128 << 20
 CHUNK_BYTES = 1 << 20
+# All that is written here. Zarr would look for any other among whatever packages are installed, and run that.
+CODECS = frozenset({"sharding_indexed", "bytes", "zstd", "crc32c"})
+NUMBERS = frozenset({"bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))}) | {
+    "float16",
+    "float32",
+    "float64",
+}
 
 
 class StoreWriter:
@@ -157,6 +164,7 @@ class Store:
         for file, expected in self.attributes["files"].items():
             if file.startswith(f"{name}/") and _fingerprint(self.path / file) != expected:
                 raise damaged(self.path / file, "missing, cut short or altered")
+        _refuse_foreign(self.path / name)
         return plain_rows(self.path / name) or ZarrRows(self.group[name])
 
 
@@ -170,7 +178,8 @@ def open_store(path: Path, schema: str, *, made_by: str, ids: str | None = None,
     if not path.exists():
         raise ArtifactError(f"{path}: not found; run `dvc repro {made_by}`")
     try:
-        group = zarr.open_group(path, mode="r", zarr_format=3)
+        # not consolidated: what each array's own zarr.json says is what is checked
+        group = zarr.open_group(path, mode="r", zarr_format=3, use_consolidated=False)
         attributes = dict(group.attrs)
     except Exception as error:
         raise damaged(path, str(error) or type(error).__name__) from error
@@ -184,6 +193,28 @@ def open_store(path: Path, schema: str, *, made_by: str, ids: str | None = None,
     if epoch is not None:
         expect(path, "epoch", epoch, attributes.get("epoch"), made_by)
     return store
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """ArtifactError unless the array is of numbers, in codecs that are written here."""
+    try:
+        found = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))
+        kind, codecs = found["data_type"], list(_codec_names(found["codecs"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise damaged(folder, str(error) or type(error).__name__) from error
+    if not isinstance(kind, str) or kind not in NUMBERS:
+        raise ArtifactError(f"{folder}: refused, as it holds {kind!r}, which is no number; it was not written here")
+    if foreign := [codec for codec in codecs if codec not in CODECS]:
+        raise ArtifactError(f"{folder}: refused, as its codec {foreign[0]!r} could run code; it was not written here")
+
+
+def _codec_names(codecs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Of all codecs, those inside a shard and of its index among them."""
+    for codec in codecs:
+        yield str(codec["name"])
+        inner = codec.get("configuration") or {}
+        for key in ("codecs", "index_codecs"):
+            yield from _codec_names(inner.get(key, ()))
 
 
 def _layout(shape: Sequence[int], dtype: np.dtype[Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -93,10 +93,10 @@ def _folder(data: "Data", root: Path) -> Check:
 
     remedy = "name your folder: `deepcluster set data.root=FOLDER`"
     try:
-        base = split_folder(root, data.split)
+        base = split_folder(root, data.split, follow_links=data.follow_links)
     except DataError as error:
         return Check("data set", "fail", one_line(error), remedy)
-    listed, refused = list_images(root, base)
+    listed, refused = list_images(root, base, follow_links=data.follow_links)
     if not listed:
         return Check("data set", "fail", f"{base}: no images that may be read", remedy)
     empty = sum((root / name).stat().st_size == 0 for name in listed)

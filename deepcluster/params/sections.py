@@ -68,6 +68,12 @@ class Data(Section):
     image_size: Annotated[int, Field(ge=8, le=1024)] | None = None
     grayscale: bool = False
     max_unreadable: Fraction = 0.0
+    follow_links: bool = False
+
+    def recorded(self, *, test_split: bool = True) -> dict[str, Any]:
+        """The section as artifacts record it: `follow_links` only where it is on, so all others keep their bytes."""
+        left_out = {"test_split": not test_split, "follow_links": not self.follow_links}
+        return self.model_dump(exclude={name for name, out in left_out.items() if out})
 
 
 class Model(Section):
