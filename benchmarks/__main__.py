@@ -11,7 +11,7 @@ from deepcluster.threads import settle
 settle()  # as the stages do, before torch and faiss load
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-from benchmarks import augment, engines, growth, neighbour, objectives, pic, pipeline, results, stages
+from benchmarks import augment, engines, growth, neighbour, objectives, pic, pipeline, results, resuming, stages
 from benchmarks.data import Source
 
 SECTIONS = {
@@ -23,6 +23,7 @@ SECTIONS = {
     "objectives": objectives.measure,
     "pic": pic.measure,
     "neighbour": neighbour.measure,
+    "resuming": resuming.measure,
 }
 USUAL = ("stages", "pipeline", "growth", "engines", "augment", "objectives")
 OUTPUT = Path("data/benchmarks")

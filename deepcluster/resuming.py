@@ -26,6 +26,7 @@ from deepcluster.errors import ArtifactError, UserError
 FORMAT = "1"  # raised when other arrays are kept, or in another way: no stage depends on that code
 SECONDS = 60.0
 LEAST_SHARE = 50  # keeping takes at most a fiftieth of the time, unless DEEPCLUSTER_PROGRESS_SECONDS says otherwise
+PATIENCE = 2.0  # seconds in which the system frees what a process held that was killed just now
 STATE, LOCK = "state.safetensors", "lock"
 
 Arrays = Mapping[str, artifacts.Array]
@@ -87,25 +88,25 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._lock is None:
-            return
-        if not (self.folder / STATE).exists():  # then nothing in there can be used
-            self._remove()
-        os.close(self._lock)
-        self._lock = None
+        if self._lock is not None:
+            if not (self.folder / STATE).exists():  # then nothing in there can be used
+                self._remove()
+            self._release()
 
     def claim(self) -> bool:
-        """Whether this process has the folder now, which it then keeps; the system frees a killed process's."""
-        if self._lock is None:
-            with contextlib.suppress(OSError):  # such as a file system without locks: nothing is kept then
-                self._lock = _locked(self.folder)
+        """Whether this process has the folder now, which it then keeps; the system frees a killed process's.
+
+        What another one left there in the meantime is removed.
+        """
+        if self._lock is None and self._acquire():
+            self._empty()
         return self._lock is not None
 
     def found(self) -> dict[str, artifacts.Array] | None:
         """The arrays that an interrupted run of the same key kept; None if there are none, with a line why."""
         if not self.folder.is_dir():
             return None
-        if not self.claim():
+        if not self._acquire(PATIENCE):
             self._say(f"starts over: {self.folder} is in use by another process")
             return None
         arrays, reason = self._read()
@@ -147,10 +148,24 @@ class Progress:
             self._obey()
 
     def clear(self) -> None:
-        """Remove all of it: the stage has published."""
+        """Remove all of it and give the folder back: the stage has published."""
         if self._lock is not None:
             (self.folder / STATE).unlink(missing_ok=True)  # first, so that a kill leaves nothing that could be used
             self._remove()
+            self._release()
+
+    def _acquire(self, patience: float = 0.0) -> bool:
+        until = time.monotonic() + patience
+        with contextlib.suppress(OSError):  # such as a file system without locks: nothing is kept then
+            while (lock := _locked(self.folder)) is None and time.monotonic() < until:
+                time.sleep(0.05)
+            self._lock = lock
+        return self._lock is not None
+
+    def _release(self) -> None:
+        assert self._lock is not None
+        os.close(self._lock)
+        self._lock = None
 
     def _remove(self) -> None:
         artifacts.remove(self.folder)

@@ -1,4 +1,4 @@
-"""Extract and train killed on the way: they go on where they stopped, and end with the bytes of an undisturbed run."""
+"""Train killed on the way: it goes on where it stopped, and ends with the bytes of an undisturbed run."""
 
 import errno
 import fcntl
@@ -15,9 +15,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CHECKOUT, command_environment, digests, edit_params, write_images
+from conftest import CHECKOUT, Project, command_environment, digests, edit_params, write_images
 from ruamel.yaml import YAML
-from test_shards import small
 from test_v2_stages import PARAMS as V2
 
 from deepcluster import artifacts, layout, resuming, training, training_v2
@@ -398,7 +397,8 @@ class TestKeeping:
             train(1)
         assert not STATE.exists()
 
-    def test_progress_that_another_process_holds_is_left_alone(self, run, capsys):
+    def test_progress_that_another_process_holds_is_left_alone(self, run, capsys, monkeypatch):
+        monkeypatch.setattr(resuming, "PATIENCE", 0.0)
         expected = undisturbed()
         killed_in(4)
         before = STATE.read_bytes()
@@ -412,6 +412,15 @@ class TestKeeping:
         assert held in capsys.readouterr().err
         assert STATE.read_bytes() == before
         assert digests(Path(), *OUTPUTS) == expected
+
+    def test_a_lock_that_is_freed_in_a_moment_is_waited_for(self, run, monkeypatch, capsys):
+        killed_in(4)
+        with (STATE.parent / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            monkeypatch.setattr(resuming, "PATIENCE", 1e9)
+            monkeypatch.setattr(resuming.time, "sleep", lambda _: fcntl.flock(lock, fcntl.LOCK_UN))
+            train(1)
+        assert "train@1: continues at step 3 of 6\n" in capsys.readouterr().err
 
     def test_it_is_kept_at_most_a_fiftieth_of_the_time(self, run, monkeypatch):
         monkeypatch.delenv("DEEPCLUSTER_PROGRESS_SECONDS")
@@ -430,129 +439,18 @@ class TestKeeping:
                 now[0] += 1.0
         assert kept == [60.0, 570.0]
 
+    def test_plan_removes_that_of_epochs_beyond_the_last(self, run):
+        for name in ("train-1", "train-2", "extract-12", "own-notes"):
+            (layout.PROGRESS / name).mkdir(parents=True)
+        plan()
+        assert sorted(os.listdir(layout.PROGRESS)) == ["own-notes", "train-1"]
+
     @pytest.mark.parametrize("text", ["-1", "often", "nan"])
     def test_another_interval_is_refused(self, run, monkeypatch, text):
         monkeypatch.setenv("DEEPCLUSTER_PROGRESS_SECONDS", text)
         with pytest.raises(UserError) as error:
             train(1)
         assert str(error.value) == f"DEEPCLUSTER_PROGRESS_SECONDS: must be a number from 0 on; got {text!r}"
-
-
-class TestExtract:
-    """48 images in batches of 5; chunks of 2 rows, shards of 8, 6 rows written at once."""
-
-    @pytest.fixture(autouse=True)
-    def _small(self, run):
-        artifacts.remove(layout.features(1))
-        with small(chunk=2048, shard=8192):
-            yield
-
-    def killed_in(self, batch):
-        with self.batches(batch), pytest.raises(Killed):
-            extract(1)
-        artifacts.remove(layout.features(1))
-
-    @contextmanager
-    def batches(self, number=0, action=kill):
-        """The network does something in a batch, counted from 1; the batches begun."""
-        from deepcluster import features
-
-        begun, original = [], features.to_float
-
-        def to_float(images):
-            begun.append(len(begun) + 1)
-            if begun[-1] == number:
-                action()
-            return original(images)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(features, "to_float", to_float)
-            yield begun
-
-    def features(self):
-        assert not layout.PROGRESS.exists()
-        return digests(Path(), str(layout.features(1)))
-
-    def expected(self):
-        extract(1)
-        found = self.features()
-        artifacts.remove(layout.features(1))
-        assert len(found) == 2 + 6
-        return found
-
-    @pytest.mark.parametrize("batch", [1, 2, 5, 9, 10])
-    def test_killed_in_any_batch_it_ends_with_the_same_bytes(self, batch, capsys):
-        expected = self.expected()
-        self.killed_in(batch)
-        capsys.readouterr()
-        with self.batches() as begun:
-            extract(1)
-        assert self.features() == expected
-        continued = re.search(r"extract@1: continues at image (\d+) of 48\n", capsys.readouterr().err)
-        assert bool(continued) == (batch >= 5)
-        first = int(continued[1]) if continued else 0
-        assert 5 * (batch - 2) - 8 <= first + 5
-        assert len(begun) == 10 - first // 5
-
-    def test_killed_again_and_again(self):
-        expected = self.expected()
-        for _ in range(3):
-            self.killed_in(4)
-        extract(1)
-        assert self.features() == expected
-
-    def test_a_damaged_chunk_and_all_after_it_are_made_anew(self, capsys):
-        expected = self.expected()
-        self.killed_in(10)
-        shard = layout.progress("extract", 1) / "features.zarr/features/c/2/0"
-        written = bytearray(shard.read_bytes())
-        written[4 * 1024 + 20] ^= 1  # the third chunk of the third shard
-        shard.write_bytes(written)
-        extract(1)
-        assert "extract@1: continues at image 18 of 48\n" in capsys.readouterr().err
-        assert self.features() == expected
-
-    def test_other_params_start_over(self, capsys):
-        self.killed_in(9)
-        set_params(extract__batch_size=6)
-        capsys.readouterr()
-        with self.batches() as begun:
-            extract(1)
-        assert "extract@1: starts over: what an interrupted run left was of other params\n" in capsys.readouterr().err
-        assert len(begun) == 8
-        found = self.features()
-        artifacts.remove(layout.features(1))
-        assert found == self.expected()
-
-    def test_an_error_soon_leaves_nothing(self, monkeypatch):
-        monkeypatch.delenv("DEEPCLUSTER_PROGRESS_SECONDS")
-        self.killed_in(9)
-        assert not layout.PROGRESS.exists()
-
-    def test_ctrl_c_keeps_what_is_written(self, monkeypatch, capsys):
-        expected = self.expected()
-        monkeypatch.delenv("DEEPCLUSTER_PROGRESS_SECONDS")
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        with self.batches(6, lambda: signal.raise_signal(signal.SIGINT)), pytest.raises(KeyboardInterrupt):
-            extract(1)
-        signal.signal(signal.SIGINT, before)
-        extract(1)
-        assert "extract@1: continues at image " in capsys.readouterr().err
-        assert self.features() == expected
-
-    def test_beside_another_process_it_writes_elsewhere(self, capsys):
-        expected = self.expected()
-        self.killed_in(9)
-        folder = layout.progress("extract", 1)
-        before = digests(folder, ".")
-        with (folder / "lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            extract(1)
-        assert (
-            "extract@1: starts over: data/progress/extract-1 is in use by another process\n" in capsys.readouterr().err
-        )
-        assert digests(folder, ".") == before
-        assert digests(Path(), str(layout.features(1))) == expected
 
 
 SCRIPT = """
@@ -597,16 +495,28 @@ Progress.boundary = _killed_once
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("command", [("dvc", "repro"), ("deepcluster", "run")], ids=["repro", "run"])
-def test_either_command_goes_on_in_the_middle_of_a_stage_and_ends_with_the_same_bytes(
-    unstarted, finished, tmp_path, command
-):
-    project = unstarted.clone(tmp_path / "a clone")
-    with (project.root / "deepcluster/resuming.py").open("a") as file:  # the project's own copy, no stage's dependency
+def kill_once(project: Project) -> None:
+    """In the project's own copy of a module that no stage depends on."""
+    with (project.root / "deepcluster/resuming.py").open("a") as file:
         file.write(KILLED_ONCE)
+
+
+def goes_on(project: Project, *command: str) -> None:
     assert project.run(*command, status=None, DEEPCLUSTER_PROGRESS_SECONDS="0").returncode != 0
-    assert (project.root / STATE.parent.with_name("train-2") / STATE.name).exists()
-    again = project.run(*command)
-    assert "train@2: continues at step 1 of 3\n" in again.stderr
+    assert (project.root / "data/progress/train-2/state.safetensors").exists()
+    assert "train@2: continues at step 1 of 3\n" in project.run(*command).stderr
+
+
+@pytest.mark.slow
+def test_repro_goes_on_in_the_middle_of_a_stage_and_ends_with_the_same_bytes(project, finished):
+    kill_once(project)
+    goes_on(project, "dvc", "repro", "--single-item", "--force", "train@2")
+    assert project.digests() == finished.digests()
+
+
+@pytest.mark.slow
+def test_run_goes_on_in_the_middle_of_a_stage_and_ends_with_the_same_bytes(unstarted, finished, tmp_path):
+    project = unstarted.clone(tmp_path / "a clone")
+    kill_once(project)
+    goes_on(project, "deepcluster", "run")
     assert project.digests() == finished.digests()
