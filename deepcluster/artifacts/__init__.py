@@ -17,6 +17,8 @@ from deepcluster.artifacts.bundle_files import (
     write_bundle_files,
 )
 from deepcluster.artifacts.facts import ArrayFacts, array_facts, disk_usage
+from deepcluster.artifacts.intact import keep_intact
+from deepcluster.artifacts.progress_files import read_progress, write_progress
 from deepcluster.artifacts.provenance import Provenance, damaged, ids_hash
 from deepcluster.artifacts.publish import publishing, remove, write_text
 from deepcluster.artifacts.safetensors_files import (
@@ -27,7 +29,7 @@ from deepcluster.artifacts.safetensors_files import (
     write_checkpoint,
 )
 from deepcluster.artifacts.shards import Array
-from deepcluster.artifacts.store import Store, StoreWriter, open_store, write_store
+from deepcluster.artifacts.store import Store, StoreWriter, continue_store, open_store, write_store
 from deepcluster.artifacts.weight_files import WeightFile, read_weight_file, weights_sha256, write_weight_file
 
 __all__ = [
@@ -41,21 +43,25 @@ __all__ = [
     "WeightFile",
     "array_facts",
     "checkpoint_params",
+    "continue_store",
     "damaged",
     "damaged_bundle",
     "disk_usage",
     "ids_hash",
+    "keep_intact",
     "open_store",
     "publishing",
     "read_bank",
     "read_bundle_files",
     "read_checkpoint",
+    "read_progress",
     "read_weight_file",
     "refuse_bundle_target",
     "remove",
     "weights_sha256",
     "write_bundle_files",
     "write_checkpoint",
+    "write_progress",
     "write_store",
     "write_text",
     "write_weight_file",

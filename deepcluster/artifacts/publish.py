@@ -30,6 +30,18 @@ def publishing(target: Path) -> Iterator[Path]:
     _fsync(target.parent)
 
 
+@contextmanager
+def publishing_from(folder: Path, target: Path) -> Iterator[None]:
+    """`folder`, to be written to, is moved to `target` when the block ends without an error; after one it stays.
+
+    For what somebody may go on with after a kill. It is flushed where it lies: what follows takes a moment.
+    """
+    yield
+    _flush(folder)
+    with publishing(target) as partial:
+        shutil.move(folder, partial)
+
+
 def remove(path: Path) -> None:
     """Delete a file or folder, if there is one."""
     if path.is_dir() and not path.is_symlink():

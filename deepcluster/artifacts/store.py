@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deepcluster.artifacts.provenance import Provenance, damaged, expect, expect_version, plain
-from deepcluster.artifacts.publish import publishing
-from deepcluster.artifacts.shards import Array, PlainRows, ZarrRows, plain_rows, regroup
+from deepcluster.artifacts.publish import publishing, publishing_from
+from deepcluster.artifacts.shards import METADATA, Array, PlainRows, ZarrRows, plain_rows, regroup
 from deepcluster.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -47,26 +47,29 @@ class StoreWriter:
         for start in range(0, len(values), target.step):
             target.write(start, [values[start : start + target.step]])
 
-    def rows(self, name: str, blocks: Iterable[Array], *, total: int, dimensions: Sequence[str]) -> None:
+    def rows(
+        self, name: str, blocks: Iterable[Array], *, total: int, dimensions: Sequence[str], start: int = 0
+    ) -> None:
         """Write an array of `total` rows from blocks of any number of rows, which must not change once handed over.
 
         Some blocks (a shard of them, if zarr has to write it) are written by a thread while the next are computed.
+        `start`: the row that the blocks begin with, those before it being there already (see `keep_intact`).
         """
         blocks = iter(blocks)
         first = next(blocks, None)
         if first is None:
             raise ValueError(f"{name}: no rows to write")
         target = self._create(name, (total, *first.shape[1:]), first.dtype, dimensions)
-        written = 0
+        written = start
         with ThreadPoolExecutor(1) as pool:
             writing: Future[None] | None = None
-            for start, pieces in regroup(chain([first], blocks), target.step):
-                written = start + sum(map(len, pieces))
+            for row, pieces in regroup(chain([first], blocks), target.step):
+                written = start + row + sum(map(len, pieces))
                 if writing is not None:
                     writing.result()
                 if written > total:
                     break
-                writing = pool.submit(target.write, start, pieces)
+                writing = pool.submit(target.write, start + row, pieces)
             if writing is not None:
                 writing.result()
         if written != total:
@@ -87,6 +90,7 @@ class StoreWriter:
         shards, chunks = _layout(shape, dtype)
         # Floats hardly compress; images and labels do.
         compressors = [Crc32cCodec()] if dtype.kind == "f" else [ZstdCodec(level=1), Crc32cCodec()]
+        (self._folder / name / METADATA).unlink(missing_ok=True)
         array = self._group.create_array(
             name,
             shape=tuple(shape),
@@ -103,14 +107,27 @@ class StoreWriter:
 @contextmanager
 def write_store(target: Path, schema: str, provenance: Provenance, **extra: Any) -> Iterator[StoreWriter]:
     """Publish a zarr store of kind `schema` at `target`; `extra` goes into its attributes as it is (JSON)."""
+    with publishing(target) as partial, _writing(partial, provenance.attributes(schema) | plain(extra)) as writer:
+        yield writer
+
+
+@contextmanager
+def continue_store(folder: Path, target: Path, schema: str, provenance: Provenance) -> Iterator[StoreWriter]:
+    """The same, but until then the store lies in `folder`, where it stays after an error: see `keep_intact`."""
+    with publishing_from(folder, target), _writing(folder, provenance.attributes(schema)) as writer:
+        yield writer
+
+
+@contextmanager
+def _writing(folder: Path, attributes: dict[str, Any]) -> Iterator[StoreWriter]:
+    """A store to write to; when the block ends, it is complete."""
     import zarr
 
-    with publishing(target) as partial:
-        attributes = provenance.attributes(schema) | plain(extra)
-        group = zarr.create_group(partial, zarr_format=3, attributes=attributes)
-        yield StoreWriter(group, partial)
-        attributes["files"] = {name: _fingerprint(partial / name) for name in _files(partial)}
-        group.attrs.update({"files": attributes["files"], "digest": _digest(attributes)})
+    (folder / METADATA).unlink(missing_ok=True)
+    group = zarr.create_group(folder, zarr_format=3, attributes=attributes)
+    yield StoreWriter(group, folder)
+    attributes["files"] = {name: _fingerprint(folder / name) for name in _files(folder)}
+    group.attrs.update({"files": attributes["files"], "digest": _digest(attributes)})
 
 
 @dataclass(frozen=True)
@@ -239,7 +256,7 @@ def _fingerprint(path: Path) -> int | str | None:
     """
     if not path.is_file():
         return None
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.name == "zarr.json" else path.stat().st_size
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.name == METADATA else path.stat().st_size
 
 
 def _digest(attributes: Mapping[str, Any]) -> str:
