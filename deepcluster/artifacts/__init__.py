@@ -18,7 +18,7 @@ from deepcluster.artifacts.bundle_files import (
 )
 from deepcluster.artifacts.facts import ArrayFacts, array_facts, disk_usage
 from deepcluster.artifacts.provenance import Provenance, damaged, ids_hash
-from deepcluster.artifacts.publish import publishing, remove, write_text
+from deepcluster.artifacts.publish import publishing, remove, remove_leavings, write_text
 from deepcluster.artifacts.safetensors_files import (
     CheckpointFiles,
     checkpoint_params,
@@ -53,6 +53,7 @@ __all__ = [
     "read_weight_file",
     "refuse_bundle_target",
     "remove",
+    "remove_leavings",
     "weights_sha256",
     "write_bundle_files",
     "write_checkpoint",
