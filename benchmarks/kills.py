@@ -45,8 +45,9 @@ TINY = (
     "evaluate.restarts=1",
 )  # fmt: skip
 EXPLAINED = re.compile(
-    r"ERROR: (?:failed to reproduce '\S+': )?"
-    r"(Unable to read RWLock-file '\S+'\. JSON structure is corrupted|'\S*dvc\.lock' (?:validation failed|is invalid))"
+    r"^(?:ERROR: )?(?:failed to reproduce '\S+': )?"
+    r"(Unable to read RWLock-file '\S+'\. JSON structure is corrupted|'\S*dvc\.lock' (?:validation failed|is invalid))",
+    flags=re.MULTILINE,
 )
 WAITING = "still works on it; waiting for it to end"
 TIMEOUT = 900

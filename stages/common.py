@@ -5,7 +5,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -137,13 +137,22 @@ def _refuse_beside_others(stage: str) -> None:
 
 
 def remove_leavings() -> None:
-    """Delete what killed processes left in the folders that the pipeline publishes to."""
+    """Delete what killed processes left in the folders that the pipeline publishes to; what cannot be deleted stays."""
     from deepcluster import artifacts
 
-    for folder in (Path(), layout.SCHEDULE.parent, layout.DATA, layout.IMAGES.parent, layout.REPORT.parent):
-        artifacts.remove_leavings(folder)
-    for folder in (layout.EPOCHS, layout.HISTORY, layout.EVALUATION):
-        artifacts.remove_leavings(folder, depth=1)
+    shallow = (
+        Path(),
+        layout.SCHEDULE.parent,
+        layout.DATA,
+        layout.IMAGES.parent,
+        layout.EVALUATION,
+        layout.REPORT.parent,
+    )
+    with suppress(OSError):  # a stage that can write nothing says so itself
+        for folder in shallow:
+            artifacts.remove_leavings(folder)
+        for folder in (layout.EPOCHS, layout.HISTORY):
+            artifacts.remove_leavings(folder, depth=1)
 
 
 def open_images() -> "Store":

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,9 @@ import pytest
 
 from deepcluster import locking, processes
 from deepcluster.errors import BusyError
+from deepcluster.params import load_params
+from deepcluster.plan import schedule_text
+from stages.common import remove_leavings, stage
 
 HOLD = """
 import sys
@@ -158,6 +162,52 @@ def test_who_writes_by_dvcs_own_list(tmp_path):
     for torn in ("", '{"write"', "[]", '{"write": 3}', '{"write": {"/a": {"pid": "x"}}}'):
         path.write_text(torn)
         assert processes.dvc_writers(path) == {}
+
+
+@pytest.fixture
+def stage_of_dvc(project, monkeypatch):
+    """A project's settings, and the environment that DVC gives a stage."""
+    shutil.copyfile(CHECKOUT / "params.yaml", "params.yaml")
+    Path("stages").mkdir()
+    Path("stages/schedule.yaml").write_text(schedule_text(load_params().epochs))
+    monkeypatch.setenv("DVC_STAGE", "train@1")
+
+
+def test_a_stage_whose_dvc_was_killed_does_nothing(stage_of_dvc, monkeypatch):
+    monkeypatch.setattr(processes, "orphaned", lambda owners: True)
+    with pytest.raises(BusyError) as refused, stage("train", 1):
+        raise AssertionError("it worked")
+    assert str(refused.value) == "train@1: the DVC that started it has ended; nothing was done"
+
+
+def test_a_stage_holds_its_lock_and_is_refused_beside_a_run(stage_of_dvc, holder):
+    with stage("train", 1):
+        assert (locking.FOLDER / "train@1").read_text() == f"{os.getpid()}\n"
+    with stage("report"):
+        assert (locking.FOLDER / "report").read_text() == f"{os.getpid()}\n"
+    first = holder("run")
+    with pytest.raises(BusyError, match=rf"^train@1: process {first.pid} is a `deepcluster run`"), stage("train", 1):
+        raise AssertionError("it worked")
+
+
+def test_leavings_go_wherever_the_pipeline_publishes_and_nowhere_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [
+        ".",
+        "stages",
+        "data",
+        "data/dataset",
+        "data/epochs/3",
+        "data/history/3",
+        "data/evaluation",
+        "data/report",
+    ]
+    leavings = [Path(folder, f".x.{2**22 + 1}.partial") for folder in [*folders, "data/raw/images", "mine"]]
+    for path in leavings:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
+    remove_leavings()
+    assert [str(path.parent) for path in leavings if path.exists()] == ["data/raw/images", "mine"]
 
 
 CHILD = "import sys; from deepcluster import processes; {} print('ready', flush=True); sys.stdin.read()"
