@@ -37,7 +37,7 @@ STAGES = (
     "prepare", "initialise", *(f"{name}@{epoch}" for epoch in range(1, EPOCHS + 1) for name in OF_AN_EPOCH),
     "evaluate", "report",
 )  # fmt: skip
-ORPHANED = ("extract@1", "train@1", "evaluate")
+ORPHANED = ("prepare", "extract@1", "train@1", "evaluate")
 COMMANDS = {"repro": ("dvc", "repro"), "run": ("deepcluster", "run")}
 TINY = (
     f"epochs={EPOCHS}", "data.name=folder", "data.image_size=8", "data.grayscale=true", "pca.components=4",

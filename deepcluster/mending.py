@@ -52,6 +52,9 @@ def _mend_lock_file(repo: Any) -> list[str]:
         entries = salvaged(path.read_text(encoding="utf-8", errors="replace"))
         if entries is None:  # not what a killed DVC leaves: DVC says what is wrong
             return []
-        write_text(path, join(entries))
+        if entries:
+            write_text(path, join(entries))
+        else:  # DVC reads no file without entries
+            path.unlink()
         return [f"{path.name}: left half written by a killed DVC; its {len(entries)} whole entries are kept"]
     return []

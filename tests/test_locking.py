@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -224,6 +225,8 @@ def test_a_stage_ends_with_the_dvc_that_started_it():
     )  # fmt: skip
     assert parent.stdout.readline() == "ready\n"
     parent.kill()
+    ended, _, _ = select.select([parent.stdout], [], [], 60)
+    parent.stdin.close()  # ends it in any case
+    assert ended, "it lives on"
     assert parent.stdout.read() == ""
-    parent.stdin.close()
     parent.wait()
