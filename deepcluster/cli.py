@@ -156,18 +156,20 @@ def run(
     replaced, and kept beside it unless it is a recipe as it stands or kept already. The same command again carries on:
     it replaces nothing.
     """
+    from deepcluster.locking import only_run
     from deepcluster.plan import plan as write_plan
     from deepcluster.plan import rate_ends_elsewhere
     from deepcluster.runner import run as run_pipeline
 
-    if recipe is None:
-        override(overrides, plans=True)
-        write_plan()
-    else:
-        _take_recipe(recipe, overrides)
-    if note := rate_ends_elsewhere(load_params()):
-        print(note)
-    count = run_pipeline(targets or [])
+    with only_run():  # before the settings are touched, which another run would stop at
+        if recipe is None:
+            override(overrides, plans=True)
+            write_plan()
+        else:
+            _take_recipe(recipe, overrides)
+        if note := rate_ends_elsewhere(load_params()):
+            print(note)
+        count = run_pipeline(targets or [])
     print(f"{count} stages ran" if count else "everything is up to date")
 
 

@@ -20,7 +20,7 @@ from deepcluster.artifacts.facts import ArrayFacts, array_facts, disk_usage
 from deepcluster.artifacts.intact import keep_intact
 from deepcluster.artifacts.progress_files import read_progress, write_progress
 from deepcluster.artifacts.provenance import Provenance, damaged, ids_hash
-from deepcluster.artifacts.publish import publishing, remove, write_text
+from deepcluster.artifacts.publish import publishing, remove, remove_leavings, write_text
 from deepcluster.artifacts.safetensors_files import (
     CheckpointFiles,
     checkpoint_params,
@@ -58,6 +58,7 @@ __all__ = [
     "read_weight_file",
     "refuse_bundle_target",
     "remove",
+    "remove_leavings",
     "weights_sha256",
     "write_bundle_files",
     "write_checkpoint",

@@ -137,6 +137,7 @@ class Store:
     path: Path
     attributes: Mapping[str, Any]
     group: "zarr.Group"
+    stamp: tuple[int, ...] | None
 
     @property
     def ids(self) -> str:
@@ -154,15 +155,21 @@ class Store:
         return self._rows(name).shape
 
     def read(self, name: str, rows: slice = slice(None)) -> Array:
-        """`rows` of an array, every chunk's checksum verified; ArtifactError if one is missing or damaged."""
+        """`rows` of an array, every chunk's checksum verified; ArtifactError if one is missing or damaged.
+
+        Also if another store has taken the place of this one since it was opened, so that parts of two never mix.
+        """
         found = self._rows(name)
         start, stop, step = rows.indices(found.shape[0])
         if step != 1:
             raise ValueError(f"rows must be taken in steps of 1; got {rows}")
         try:
-            return found.read(start, max(start, stop))
+            rows_read = found.read(start, max(start, stop))
         except Exception as error:  # zarr raises whatever its codecs raise
+            self._refuse_replaced()
             raise damaged(self.path / name, str(error) or type(error).__name__) from error
+        self._refuse_replaced()
+        return rows_read
 
     def blocks(self, name: str, row_count: int = 8192) -> Iterator[Array]:
         """The array's rows in blocks of about `row_count`: whole chunks, so that none is read twice."""
@@ -175,11 +182,16 @@ class Store:
         """What `StoreWriter.strings` wrote."""
         return [row.tobytes().rstrip(b"\0").decode(errors="surrogateescape") for row in self.read(name)]
 
+    def _refuse_replaced(self) -> None:
+        if _stamp(self.path) != self.stamp:
+            raise ArtifactError(f"{self.path}: was replaced while it was read, by a run that goes on; try again")
+
     def _rows(self, name: str) -> PlainRows | ZarrRows:
         if not self.has(name):
             raise damaged(self.path, f"it has no array {name}")
         for file, expected in self.attributes["files"].items():
             if file.startswith(f"{name}/") and _fingerprint(self.path / file) != expected:
+                self._refuse_replaced()
                 raise damaged(self.path / file, "missing, cut short or altered")
         _refuse_foreign(self.path / name)
         return plain_rows(self.path / name) or ZarrRows(self.group[name])
@@ -194,6 +206,7 @@ def open_store(path: Path, schema: str, *, made_by: str, ids: str | None = None,
 
     if not path.exists():
         raise ArtifactError(f"{path}: not found; run `dvc repro {made_by}`")
+    stamp = _stamp(path)
     try:
         # not consolidated: what each array's own zarr.json says is what is checked
         group = zarr.open_group(path, mode="r", zarr_format=3, use_consolidated=False)
@@ -202,7 +215,7 @@ def open_store(path: Path, schema: str, *, made_by: str, ids: str | None = None,
         raise damaged(path, str(error) or type(error).__name__) from error
     if attributes.get("digest") != _digest(attributes):
         raise damaged(path, "attributes altered")
-    store = Store(path, attributes, group)
+    store = Store(path, attributes, group, stamp)
     expect(path, "schema", schema, attributes.get("schema"), made_by)
     expect_version(path, schema, attributes, made_by)
     if ids is not None and attributes.get("ids") != ids:
@@ -257,6 +270,15 @@ def _fingerprint(path: Path) -> int | str | None:
     if not path.is_file():
         return None
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.name == METADATA else path.stat().st_size
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """Tells a store from another one that later lies in its place; None where there is none."""
+    try:
+        found = (path / "zarr.json").stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 def _digest(attributes: Mapping[str, Any]) -> str:
