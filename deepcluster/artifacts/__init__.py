@@ -16,6 +16,7 @@ from deepcluster.artifacts.bundle_files import (
     refuse_bundle_target,
     write_bundle_files,
 )
+from deepcluster.artifacts.differences import Difference, differences
 from deepcluster.artifacts.facts import ArrayFacts, array_facts, disk_usage
 from deepcluster.artifacts.provenance import Provenance, damaged, ids_hash
 from deepcluster.artifacts.publish import publishing, remove, write_text
@@ -35,6 +36,7 @@ __all__ = [
     "ArrayFacts",
     "BundleFiles",
     "CheckpointFiles",
+    "Difference",
     "Provenance",
     "Store",
     "StoreWriter",
@@ -43,6 +45,7 @@ __all__ = [
     "checkpoint_params",
     "damaged",
     "damaged_bundle",
+    "differences",
     "disk_usage",
     "ids_hash",
     "open_store",

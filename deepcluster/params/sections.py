@@ -271,6 +271,7 @@ class Params(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
     epochs: Count = 10
+    deterministic: bool = False
     data: Data = Field(default_factory=Data)
     model: Model = Field(default_factory=Model)
     extract: Extract = Field(default_factory=Extract)
