@@ -302,6 +302,10 @@ def test_several_contradictions_are_said_at_once(load):
         ("none: 1", "none: unknown key"),  # words that pydantic's own places have, too
         ("cluster: {int: 1}", "cluster.int: unknown key; did you mean 'init'?"),
         ("data: {root: 2001-99-99}", "not YAML: month must be in 1..12"),
+        (
+            'data: {root: "a\\0b"}',
+            "data.root: must be text that can be a name: without NUL and surrogates; got 'a\\x00b'",
+        ),
         ("seed: !!int x", "not YAML: invalid literal for int() with base 10: 'x'"),
     ],
 )
