@@ -287,13 +287,13 @@ class TestDifferences:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("threads", ["1", "2"])
-def test_every_stage_of_a_run_by_one_thread_gives_its_bytes_again(finished, threads):
-    """The first kind of promise in docs/reproducibility.md, here also for two threads."""
+@pytest.mark.parametrize(("threads", "free"), [("1", set()), ("2", {"train@1", "train@2"})])
+def test_every_stage_gives_its_bytes_again(finished, threads, free):
+    """The run was one of one thread. On two training adds up in another order; the others do not care."""
     environment = finished.environment | {"OMP_NUM_THREADS": threads}
     command = ["deepcluster", "verify", "--json"]
     done = subprocess.run(command, cwd=finished.root, env=environment, capture_output=True, text=True)
     found = {verdict["stage"]: verdict["outcome"] for verdict in json.loads(done.stdout)}
-    assert set(found.values()) == {"same"}, done.stdout
-    assert done.returncode == 0
     assert len(found) == 12
+    assert {stage for stage, outcome in found.items() if outcome != "same"} <= free, done.stdout
+    assert done.returncode == (0 if set(found.values()) == {"same"} else 1)

@@ -13,6 +13,7 @@ from deepcluster.artifacts.shards import Array
 
 CHUNK = 1 << 20
 OF_THE_BYTES = ("digest", "files")  # attributes that follow from the rest
+CHECKSUMS = "sha256"  # of a checkpoint's files
 SHOWN = 60
 
 Rows = Callable[[int, int], Array]
@@ -145,7 +146,15 @@ def _of_numbers(name: str, recorded: _Array, made: _Array) -> Difference | None:
 
 
 def _of_json(recorded: Path, made: Path) -> Iterator[Difference]:
-    yield from _of_values(*(json.loads(path.read_text(encoding="utf-8")) for path in (recorded, made)))
+    ours, theirs = (json.loads(path.read_text(encoding="utf-8")) for path in (recorded, made))
+    if not isinstance(ours, dict) or not isinstance(theirs, dict):
+        yield from _of_values(ours, theirs)
+        return
+    sums, sums_now = ours.pop(CHECKSUMS, None), theirs.pop(CHECKSUMS, None)
+    found = list(_of_values(ours, theirs))
+    if not found and sums != sums_now:
+        found = [Difference(CHECKSUMS, "as the files beside it, which differ")]
+    yield from found
 
 
 def _of_values(recorded: Any, made: Any, key: str = "") -> Iterator[Difference]:

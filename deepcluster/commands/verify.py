@@ -8,7 +8,12 @@ from deepcluster import completion
 from deepcluster.commands.show import Revision
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from deepcluster.artifacts import Difference
     from deepcluster.verify import Verdict
+
+SHOWN = 4  # differences of each artifact
 
 
 def verify(
@@ -65,8 +70,13 @@ def _lines(verdict: "Verdict", number: str, width: int) -> list[str]:
         case "same":
             return [f"{start}  same: {verdict.files} files, {bytes_text(verdict.size)}, {verdict.seconds:.1f} s"]
         case "different":
-            found = [f"    {path}: {each}" for path, listed in verdict.differences.items() for each in listed]
-            return [f"{start}  DIFFERENT", *found]
+            return [f"{start}  DIFFERENT", *(line for each in verdict.differences.items() for line in _named(*each))]
+
+
+def _named(path: str, found: "Sequence[Difference]") -> list[str]:
+    """The first differences of an artifact, and how many more there are."""
+    more = [f"    {path}: and {len(found) - SHOWN:,} more (--json names all)"] if len(found) > SHOWN else []
+    return [f"    {path}: {each}" for each in found[:SHOWN]] + more
 
 
 def _summary(verdicts: "list[Verdict]") -> str:
