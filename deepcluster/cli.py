@@ -16,6 +16,7 @@ from deepcluster.commands.seeds import seeds
 from deepcluster.commands.show import show
 from deepcluster.commands.trust import trust
 from deepcluster.commands.using import assign, bundle, sort
+from deepcluster.commands.verify import verify
 from deepcluster.errors import UserError
 from deepcluster.export import Format
 from deepcluster.params import load_params
@@ -44,6 +45,7 @@ for command in (prepare, initialise, extract, pca, cluster, train, evaluate, rep
 app.command()(show)
 app.command()(metrics)
 app.command()(compare)
+app.command()(verify)
 
 app.command()(new)
 app.command()(doctor)

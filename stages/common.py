@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deepcluster import completion, layout, locking, processes
+from deepcluster.determinism import deterministic_torch
 from deepcluster.errors import BusyError, UserError
 from deepcluster.fingerprints import check_code
 from deepcluster.params import Params, at_epoch, load_params
@@ -114,6 +115,8 @@ def refuse_epoch(epoch: object) -> None:
 def stage(name: str, epoch: int | None = None) -> Iterator[Params]:
     """The validated params for one stage's work, as they apply to its epoch; the work is timed.
 
+    With `deterministic` torch takes deterministic algorithms alone.
+
     Refuses epochs below 1 and, when DVC runs the stage, a schedule that does not fit `epochs`, or a package that is not
     the one in stages/code.yaml: so a stale file stops whichever stage comes first, before it has done anything. One
     process at a time is in a stage: two would publish in turns.
@@ -125,7 +128,11 @@ def stage(name: str, epoch: int | None = None) -> Iterator[Params]:
         _refuse_beside_others(addressed)
         check_schedule(params.epochs)
         check_code()
-    with locking.only_writer(addressed), recorded(name, epoch):
+    with (
+        locking.only_writer(addressed),
+        recorded(name, epoch),
+        deterministic_torch(params.deterministic and _uses_torch(name)),
+    ):
         yield at_epoch(params, epoch)
 
 
@@ -155,6 +162,11 @@ def remove_leavings() -> None:
             artifacts.remove_leavings(folder, depth=1)
 
 
+def _uses_torch(stage: str) -> bool:
+    """Whether the stage computes with torch; the others should not have to import it."""
+    return stage in ("extract", "train", "evaluate") or (stage == "pca" and torch_gpu() is not None)
+
+
 def open_images() -> "Store":
     """The data set's images, which every other artifact is checked against."""
     from deepcluster import artifacts
@@ -162,9 +174,12 @@ def open_images() -> "Store":
     return artifacts.open_store(layout.IMAGES, "images", made_by="prepare")
 
 
-def faiss_gpu() -> bool | None:
-    """Whether k-means may use a GPU: not when DEEPCLUSTER_DEVICE says CPU; None leaves it to what faiss finds."""
-    return False if os.environ.get("DEEPCLUSTER_DEVICE", "").startswith("cpu") else None
+def faiss_gpu(*, deterministic: bool = False) -> bool | None:
+    """Whether faiss may use a GPU: not when DEEPCLUSTER_DEVICE says CPU; None leaves it to what faiss finds.
+
+    Nor where the same bytes are demanded each time: on GPUs faiss promises no order of addition.
+    """
+    return False if deterministic or os.environ.get("DEEPCLUSTER_DEVICE", "").startswith("cpu") else None
 
 
 def torch_gpu() -> str | None:

@@ -16,6 +16,7 @@ from deepcluster.artifacts.bundle_files import (
     refuse_bundle_target,
     write_bundle_files,
 )
+from deepcluster.artifacts.differences import Difference, differences
 from deepcluster.artifacts.facts import ArrayFacts, array_facts, disk_usage
 from deepcluster.artifacts.intact import keep_intact
 from deepcluster.artifacts.progress_files import read_progress, write_progress
@@ -37,6 +38,7 @@ __all__ = [
     "ArrayFacts",
     "BundleFiles",
     "CheckpointFiles",
+    "Difference",
     "Provenance",
     "Store",
     "StoreWriter",
@@ -46,6 +48,7 @@ __all__ = [
     "continue_store",
     "damaged",
     "damaged_bundle",
+    "differences",
     "disk_usage",
     "ids_hash",
     "keep_intact",

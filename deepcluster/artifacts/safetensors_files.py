@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from deepcluster.artifacts.provenance import Provenance, damaged, expect, expect_version, plain
 from deepcluster.artifacts.publish import publishing
 from deepcluster.artifacts.shards import Array
@@ -33,14 +35,12 @@ class CheckpointFiles:
 
 def write_checkpoint(target: Path, files: CheckpointFiles, provenance: Provenance) -> None:
     """Publish the folder: each kind of arrays as .safetensors, and checkpoint.json with the files' sha256."""
-    from safetensors.numpy import save
-
     with publishing(target) as partial:
         partial.mkdir()
-        contents = {"model.safetensors": save(files.weights), "optimizer.safetensors": save(files.optimizer)}
-        contents |= {name: save(arrays) for name, arrays in ((HEADS, files.heads), (AVERAGE, files.average)) if arrays}
+        contents = {"model.safetensors": _saved(files.weights), "optimizer.safetensors": _saved(files.optimizer)}
+        contents |= {name: _saved(found) for name, found in ((HEADS, files.heads), (AVERAGE, files.average)) if found}
         if files.bank is not None:
-            contents[BANK] = save({"bank": files.bank})
+            contents[BANK] = _saved({"bank": files.bank})
         for name, content in contents.items():
             (partial / name).write_bytes(content)
         description = provenance.attributes("checkpoint") | plain(files.description)
@@ -60,7 +60,7 @@ def read_checkpoint(path: Path, *, made_by: str, ids: str | None = None, epoch: 
         heads, average = (
             _read_safetensors(path / name, digests[name]) if name in digests else {} for name in (HEADS, AVERAGE)
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise damaged(path, str(error) or type(error).__name__) from error
     expect(path, "schema", "checkpoint", description.get("schema"), made_by)
     expect_version(path, "checkpoint", description, made_by)
@@ -76,7 +76,7 @@ def read_bank(path: Path) -> Array | None:
     try:
         _, digests = _description(path)
         return _read_safetensors(path / BANK, digests[BANK])["bank"] if BANK in digests else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise damaged(path, str(error) or type(error).__name__) from error
 
 
@@ -92,6 +92,13 @@ def _description(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """What checkpoint.json says, and of that the checksums by file."""
     description = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
     return description, description["sha256"]
+
+
+def _saved(arrays: dict[str, Array]) -> bytes:
+    """A safetensors file of the arrays; that library writes memory as it lies, so they are laid out in order first."""
+    from safetensors.numpy import save
+
+    return save({name: np.asarray(array, array.dtype.newbyteorder("<"), order="C") for name, array in arrays.items()})
 
 
 def _read_safetensors(path: Path, digest: str) -> dict[str, Array]:

@@ -59,7 +59,7 @@ def parse(text: str, path: Path) -> dict[str, Any]:
     try:
         content = YAML(typ="safe").load(text)
         count = _count(content, {})
-    except YAMLError as error:
+    except (YAMLError, ValueError) as error:  # ValueError: what looks like a date or number and is none
         raise ParamsError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise ParamsError(f"{path}: nested too deeply") from None
@@ -85,15 +85,18 @@ def _count(tree: Any, counted: dict[int, int]) -> int:
 
 def _describe(path: Path, mistake: Any) -> str:
     """`params.yaml: cluster.k: must be >= 2; got 1` of one pydantic error."""
+    *parent, name = mistake["loc"]
+    found = mistake["input"]
+    if mistake["type"] == "extra_forbidden":
+        return f"{path}: {'.'.join([*parent, name])}: unknown key{nearest(name, known_keys(parent))}"
+    if mistake["type"] == "invalid_key":
+        section = f"{'.'.join(parent)}: " if parent else ""
+        return f"{path}: {section}keys must be words; got {found!r}"
     location = [part for part in mistake["loc"] if not str(part).startswith(("function-", "constrained-"))]
     location = [part for part in location if part not in ("int", "float", "none")]
     if location and isinstance(location[-1], int):  # an element of a list: name the list
         location.pop()
     key = ".".join(str(part) for part in location)
-    found = mistake["input"]
-    if mistake["type"] == "extra_forbidden":
-        parent, name = location[:-1], str(location[-1])
-        return f"{path}: {key}: unknown key{nearest(name, known_keys(parent))}"
     shown = list(found) if isinstance(found, tuple) else found
     return f"{path}: {key}: {_expected(mistake)}; got {shown!r}"
 
