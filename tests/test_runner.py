@@ -39,6 +39,7 @@ def whole(unstarted, tmp_path_factory):
     return project, project.run("deepcluster", "run").stdout
 
 
+@pytest.mark.xdist_group("a whole run")
 def test_run_gives_the_bytes_and_the_lock_of_repro_and_each_leaves_the_other_nothing_to_do(whole, finished):
     project, output = whole
     assert len(ran_in_process(output)) == 2 + 2 * 4 + 2
@@ -48,6 +49,7 @@ def test_run_gives_the_bytes_and_the_lock_of_repro_and_each_leaves_the_other_not
     assert project.repro() == []
 
 
+@pytest.mark.xdist_group("a whole run")
 def test_run_shows_a_row_of_the_epoch_table_as_each_epoch_ends(whole):
     project, output = whole
     lines = output.splitlines()
