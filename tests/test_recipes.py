@@ -371,7 +371,7 @@ def test_one_epoch_of_the_papers_setting_scaled_down(outcome, folder, tmp_path, 
     monkeypatch.setattr(training, "train_epoch", spy)
     write_photographs(tmp_path / "photos")
     assert outcome("recipe", "paper-alexnet", "-S", f"data.root={tmp_path / 'photos'}", *SET)[0] == 0
-    for stage in ("prepare", "initialise", "extract@1", "pca@1", "cluster@1", "train@1", "evaluate"):
+    for stage in ("prepare", "initialise", "extract@1", "pca@1", "cluster@1", "train@1"):  # evaluate: slow, below
         name, _, number = stage.partition("@")
         status, _, err = outcome(name, *(("--epoch", number) if number else ()))
         assert status == 0, err
