@@ -31,6 +31,7 @@ from stages.prepare import prepare
 from stages.report import report
 from stages.train import train
 
+pytestmark = pytest.mark.xdist_group("v2 stages")
 K, OUTPUTS, CLUSTERINGS = 4, 8, 3
 PARAMS: dict[str, Any] = {
     "epochs": 2,
