@@ -19,6 +19,7 @@ from typing import Any
 from deepcluster import artifacts, layout
 from deepcluster.errors import RunnerError, UserError
 from deepcluster.evaluation.epochs import epoch_row
+from deepcluster.faults import explained
 from deepcluster.lockfile import write_entries
 from deepcluster.params import PARAMS_FILE, load_params
 from deepcluster.plan import check_schedule
@@ -68,9 +69,9 @@ def run(targets: Sequence[str] = ()) -> int:
         cause = _cause(error)
         if isinstance(cause, UserError | KeyboardInterrupt):
             raise cause from None
-        raise RunnerError(f"{error}: {cause}") from cause
+        raise explained(cause) or RunnerError(f"{error}: {cause}") from cause
     except DvcException as error:
-        raise RunnerError(f"dvc: {error}") from error
+        raise explained(error) or RunnerError(f"dvc: {error}") from error
 
 
 def check_dvc() -> None:

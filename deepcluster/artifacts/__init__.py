@@ -17,7 +17,9 @@ from deepcluster.artifacts.bundle_files import (
     write_bundle_files,
 )
 from deepcluster.artifacts.facts import ArrayFacts, array_facts, disk_usage
-from deepcluster.artifacts.provenance import Provenance, damaged, ids_hash
+from deepcluster.artifacts.flat_files import is_whole, write_flat
+from deepcluster.artifacts.json_files import read_json, read_result, text_sha256, write_json
+from deepcluster.artifacts.provenance import Provenance, damaged, ids_hash, reading
 from deepcluster.artifacts.publish import publishing, remove, write_text
 from deepcluster.artifacts.safetensors_files import (
     CheckpointFiles,
@@ -45,17 +47,24 @@ __all__ = [
     "damaged_bundle",
     "disk_usage",
     "ids_hash",
+    "is_whole",
     "open_store",
     "publishing",
     "read_bank",
     "read_bundle_files",
     "read_checkpoint",
+    "read_json",
+    "read_result",
     "read_weight_file",
+    "reading",
     "refuse_bundle_target",
     "remove",
+    "text_sha256",
     "weights_sha256",
     "write_bundle_files",
     "write_checkpoint",
+    "write_flat",
+    "write_json",
     "write_store",
     "write_text",
     "write_weight_file",

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -12,8 +12,19 @@ def publishing(target: Path) -> Iterator[Path]:
     """A path beside `target` to write a file or folder to; renamed to `target` when the block ends without an error.
 
     Everything is flushed to the disk before the rename, so a killed process leaves the old artifact or none.
-    Leavings of killed processes are removed on the way.
+    Leavings of killed processes are removed on the way. An OSError of writing names `target`, not the place beside it.
     """
+    try:
+        with _beside(target) as partial:
+            yield partial
+    except OSError as error:
+        if error.filename is None or f".{target.name}.{os.getpid()}." in os.fsdecode(error.filename):
+            error.filename, error.filename2 = str(target), None
+        raise
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     for leaving in target.parent.glob(f".{target.name}.*.partial"):
         if not _alive(leaving):
@@ -25,7 +36,8 @@ def publishing(target: Path) -> Iterator[Path]:
         _flush(partial)
         _replace(partial, target)
     except BaseException:
-        remove(partial)
+        with suppress(OSError):  # what made the writing fail may stop this too; the next publish removes the leavings
+            remove(partial)
         raise
     _fsync(target.parent)
 
@@ -65,7 +77,11 @@ def _replace(partial: Path, target: Path) -> None:
         return
     aside = target.parent / f".{target.name}.{os.getpid()}.old.partial"
     target.rename(aside)
-    partial.rename(target)
+    try:
+        partial.rename(target)
+    except BaseException:
+        aside.rename(target)
+        raise
     remove(aside)
 
 

@@ -4,7 +4,6 @@ No timestamps: same content, same bytes.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deepcluster.artifacts.provenance import Provenance, damaged, expect, expect_version, plain
+from deepcluster.artifacts.provenance import (
+    Provenance,
+    damaged,
+    digest_of,
+    expect,
+    expect_version,
+    plain,
+    reading,
+)
 from deepcluster.artifacts.publish import publishing
 from deepcluster.artifacts.shards import Array, PlainRows, ZarrRows, plain_rows, regroup
 from deepcluster.errors import ArtifactError
@@ -103,7 +110,7 @@ def write_store(target: Path, schema: str, provenance: Provenance, **extra: Any)
         group = zarr.create_group(partial, zarr_format=3, attributes=attributes)
         yield StoreWriter(group, partial)
         attributes["files"] = {name: _fingerprint(partial / name) for name in _files(partial)}
-        group.attrs.update({"files": attributes["files"], "digest": _digest(attributes)})
+        group.attrs.update({"files": attributes["files"], "digest": digest_of(attributes)})
 
 
 @dataclass(frozen=True)
@@ -135,10 +142,8 @@ class Store:
         start, stop, step = rows.indices(found.shape[0])
         if step != 1:
             raise ValueError(f"rows must be taken in steps of 1; got {rows}")
-        try:
+        with reading(self.path / name):
             return found.read(start, max(start, stop))
-        except Exception as error:  # zarr raises whatever its codecs raise
-            raise damaged(self.path / name, str(error) or type(error).__name__) from error
 
     def blocks(self, name: str, row_count: int = 8192) -> Iterator[Array]:
         """The array's rows in blocks of about `row_count`: whole chunks, so that none is read twice."""
@@ -152,12 +157,17 @@ class Store:
         return [row.tobytes().rstrip(b"\0").decode(errors="surrogateescape") for row in self.read(name)]
 
     def _rows(self, name: str) -> PlainRows | ZarrRows:
+        self.check(name)
+        with reading(self.path / name):
+            return plain_rows(self.path / name) or ZarrRows(self.group[name])
+
+    def check(self, name: str) -> None:
+        """ArtifactError unless the array's files are there, its metadata as written and its shards as long."""
         if not self.has(name):
             raise damaged(self.path, f"it has no array {name}")
         for file, expected in self.attributes["files"].items():
             if file.startswith(f"{name}/") and _fingerprint(self.path / file) != expected:
                 raise damaged(self.path / file, "missing, cut short or altered")
-        return plain_rows(self.path / name) or ZarrRows(self.group[name])
 
 
 def open_store(path: Path, schema: str, *, made_by: str, ids: str | None = None, epoch: int | None = None) -> Store:
@@ -169,12 +179,10 @@ def open_store(path: Path, schema: str, *, made_by: str, ids: str | None = None,
 
     if not path.exists():
         raise ArtifactError(f"{path}: not found; run `dvc repro {made_by}`")
-    try:
+    with reading(path):
         group = zarr.open_group(path, mode="r", zarr_format=3)
         attributes = dict(group.attrs)
-    except Exception as error:
-        raise damaged(path, str(error) or type(error).__name__) from error
-    if attributes.get("digest") != _digest(attributes):
+    if attributes.get("digest") != digest_of(attributes):
         raise damaged(path, "attributes altered")
     store = Store(path, attributes, group)
     expect(path, "schema", schema, attributes.get("schema"), made_by)
@@ -209,9 +217,3 @@ def _fingerprint(path: Path) -> int | str | None:
     if not path.is_file():
         return None
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.name == "zarr.json" else path.stat().st_size
-
-
-def _digest(attributes: Mapping[str, Any]) -> str:
-    """sha256 over the attributes, without the digest itself."""
-    rest = {name: value for name, value in attributes.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
