@@ -24,7 +24,7 @@ FULL, READ_ONLY, DENIED = (
 )
 OPEN_FILES, TOO_LONG, FAILING = {errno.EMFILE, errno.ENFILE}, {errno.EFBIG}, {errno.EIO, errno.ESTALE}
 STORAGE = FULL | READ_ONLY | DENIED | OPEN_FILES | TOO_LONG | FAILING
-SQLITE = {"disk is full": errno.ENOSPC, "readonly database": errno.EROFS, "unable to open database": errno.EMFILE}
+SQLITE = {"disk is full": errno.ENOSPC, "readonly database": errno.EROFS, "unable to open database": errno.EACCES}
 OPEN_FILES_TEXT = os.strerror(errno.EMFILE)  # the dynamic loader has no errno, only a text
 NO_THREAD = "can't start new thread"
 

@@ -20,7 +20,7 @@ def write_flat(target: Path, blocks: Iterable[Array]) -> None:
         for block in blocks:
             content = np.ascontiguousarray(block).reshape(-1).view(np.uint8)
             checksum = google_crc32c.extend(checksum, content)
-            file.write(content)
+            file.write(content.data)
         file.write(checksum.to_bytes(CHECKSUM_BYTES, "little"))
 
 
@@ -28,8 +28,8 @@ def is_whole(path: Path, size: int) -> bool:
     """Whether `path` holds `size` bytes and their checksum; reads all of them."""
     if not path.exists() or path.stat().st_size != size + CHECKSUM_BYTES:
         return False
-    buffer, checksum, left = np.empty(min(READ_BYTES, max(1, size)), np.uint8), 0, size
+    buffer, checksum, left = memoryview(bytearray(min(READ_BYTES, max(1, size)))), 0, size
     with path.open("rb") as file:
-        while left and (count := file.readinto(memoryview(buffer)[: min(len(buffer), left)])):
-            checksum, left = google_crc32c.extend(checksum, buffer[:count]), left - count
+        while left and (count := file.readinto(buffer[: min(len(buffer), left)])):
+            checksum, left = google_crc32c.extend(checksum, np.frombuffer(buffer[:count], np.uint8)), left - count
         return left == 0 and file.read() == checksum.to_bytes(CHECKSUM_BYTES, "little")

@@ -13,8 +13,8 @@ from deepcluster.errors import ArtifactError
 
 def write_json(target: Path, content: Mapping[str, Any]) -> None:
     """Publish `content` as JSON, with the key `digest` at its end."""
-    content = plain(dict(content))
-    write_text(target, json.dumps(content | {"digest": digest_of(content)}, indent=2) + "\n")
+    found: dict[str, Any] = plain(dict(content))
+    write_text(target, json.dumps(found | {"digest": digest_of(found)}, indent=2) + "\n")
 
 
 def read_json(path: Path, *, made_by: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from deepcluster.faults import of_the_machine
 
 # checkpoint 2: optimizer state by weights' names; Sobel's grey image is the mean of R, G and B. 3: its own digest.
 VERSIONS = {"checkpoint": 3}
+MENDED = "delete it and run `dvc checkout` or `dvc repro`; if it comes back damaged, `deepcluster check --repair` first"
 RECORDED_PACKAGES = ("numpy", "zarr", "torch", "faiss-gpu", "scikit-learn")
 
 
@@ -60,7 +61,7 @@ def version_of(schema: str) -> int:
 def damaged(path: Path, reason: str) -> ArtifactError:
     """The error of an artifact that does not read back as it was written."""
     reason = " ".join(reason.split())
-    return ArtifactError(f"{path}: damaged ({reason}); delete it and run `dvc checkout` or `dvc repro`")
+    return ArtifactError(f"{path}: damaged ({reason}); {MENDED}")
 
 
 @contextmanager

@@ -19,7 +19,7 @@ def publishing(target: Path) -> Iterator[Path]:
             yield partial
     except OSError as error:
         if error.filename is None or f".{target.name}.{os.getpid()}." in os.fsdecode(error.filename):
-            error.filename, error.filename2 = str(target), None
+            error.filename = str(target)
         raise
 
 
