@@ -28,9 +28,10 @@ SQLITE = {"disk is full": errno.ENOSPC, "readonly database": errno.EROFS, "unabl
 OPEN_FILES_TEXT = os.strerror(errno.EMFILE)  # the dynamic loader has no errno, only a text
 NO_THREAD = "can't start new thread"
 
-# How numpy, torch (CPU, CUDA) and faiss say that an allocation failed.
+# How numpy, torch (CPU, CUDA), faiss and the dynamic loader say that an allocation failed.
 NO_MEMORY = re.compile(
-    r"Unable to allocate|can't allocate memory|out of memory|bad_alloc|Cannot allocate memory|alloc fail", re.IGNORECASE
+    r"Unable to allocate|can't allocate memory|out of memory|bad_alloc|Cannot allocate memory|alloc fail|failed to map segment",
+    re.IGNORECASE,
 )
 OF_SHAPE = re.compile(r"Unable to allocate (\S+ \S+) for an array with shape (\(.*\)) and data type (\S+)")
 OF_BYTES = re.compile(r"tried to allocate (\d+) bytes")
@@ -140,7 +141,14 @@ def _memory_message(error: BaseException, what: str | None, remedy: str | None) 
     if "CUDA" in text:
         size = f" for {found[1]}" if (found := OF_GPU.search(text)) else ""
         return f"{start}not enough memory on the GPU{size}; {remedy}, {AGAIN}"
-    return f"{start}not enough memory{_size(text)}; {available_memory() / 1e9:.2f} GB are available; {remedy}, {AGAIN}"
+    there = f"{available_memory() / 1e9:.2f} GB are available{_allowed()}"
+    return f"{start}not enough memory{_size(text)}; {there}; {remedy}, {AGAIN}"
+
+
+def _allowed() -> str:
+    """Said of a limit of the shell, which may be far below what the machine has."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return "" if limit == resource.RLIM_INFINITY else f" of the {limit / 1e9:.2f} GB that `ulimit -v` allows"
 
 
 def _size(text: str) -> str:

@@ -142,7 +142,7 @@ class TestCheck:
         status, out, _ = outcome("check")
         assert status == 0
         assert out.endswith("cached files: all as saved\n")
-        assert out.startswith("23 artifacts, ")
+        assert out.startswith("27 artifacts, ")
 
     def test_a_flipped_bit_that_dvc_does_not_see(self, project, outcome, monkeypatch):
         monkeypatch.chdir(project.root)

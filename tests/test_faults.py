@@ -95,6 +95,7 @@ class TestSentences:
             (MemoryError(), ""),
             (os_error(errno.ENOMEM), ""),
             (RuntimeError("std::bad_alloc"), ""),
+            (ImportError("libtorch_cpu.so: failed to map segment from shared object"), ""),
             (
                 RuntimeError(
                     "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you "
@@ -123,6 +124,12 @@ class TestSentences:
         with pytest.raises(ResourceError) as torchs, explaining("train@1"):
             torch.empty(10**15, dtype=torch.float32)
         assert str(torchs.value).startswith("train@1: not enough memory for a tensor of 4000000.00 GB; 3.20 GB are ")
+
+    def test_a_limit_of_the_shell_is_named(self, plenty, monkeypatch):
+        monkeypatch.setattr(resource, "getrlimit", lambda kind: (4_000_000_000, -1))
+        assert str(explained(MemoryError(), what="pca@1", remedy="less")) == (
+            f"pca@1: not enough memory; 3.20 GB are available of the 4.00 GB that `ulimit -v` allows; less, {AGAIN}"
+        )
 
     def test_a_gpu_s_memory(self):
         error = RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.10 GiB")
