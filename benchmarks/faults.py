@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DEEPCLUSTER_DEVICE": "cpu"}
 import numpy as np
 
 from benchmarks import damage, refusals, results
-from benchmarks.project import CHECKOUT, Project, trivial_project
+from benchmarks.project import CHECKOUT, Project, set_params, trivial_project
 from deepcluster import artifacts, layout
 from deepcluster.errors import UserError
 
@@ -57,17 +58,19 @@ def damages(count: int, seed: int) -> dict[str, Any]:
     """Bits flipped, then files cut short, emptied and deleted, over all artifacts and a bundle."""
     flips = list(damage.sampled(count, seed=seed))
     others = list(damage.sampled(count, seed=seed + 1, kinds=damage.KINDS[1:]))
-    messages = {found.kind: found.message for found in flips + others if found.outcome == "detected"}
+    messages = {each.kind: each.message for each in flips + others if each.message.startswith("data")}
     missed = [f"{found.kind}: {found.file}" for found in flips + others if found.outcome == "missed"]
     harmless = sorted({str(found.file) for found in flips + others if found.outcome == "harmless"})
-    tried = sorted({found.file.suffix or found.file.parent.parent.name for found in flips})
+    artifacts_ = Counter(
+        next(part for part in each.file.parts if "." in part or part in ("checkpoint", "bundle")) for each in flips
+    )
     return {
         "flips": damage.counts(flips),
         "cut short, emptied, deleted": damage.counts(others),
         "missed": missed,
         "harmless": harmless,
         "files hit": len({found.file for found in flips}),
-        "kinds of files": tried,
+        "flips by artifact": dict(sorted(artifacts_.items())),
         "messages": messages,
     }
 
@@ -77,6 +80,9 @@ def settings_flipped(count: int, seed: int) -> dict[str, Any]:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
+    from deepcluster.lockfile import check_lock
+    from deepcluster.params import load_params
+
     rng, tally = np.random.default_rng(seed), dict[str, dict[str, int]]()
     for name in ("params.yaml", "dvc.lock"):
         known = tally.setdefault(name, {"tried": 0, "refused": 0, "seen as a change": 0, "harmless": 0})
@@ -84,13 +90,12 @@ def settings_flipped(count: int, seed: int) -> dict[str, Any]:
             known["tried"] += 1
             with damage.damaged(Path(name), "bit flipped", rng):
                 try:
-                    from deepcluster.params import load_params
-
                     load_params()
+                    check_lock()
                     with Repo() as repo:
                         changed = bool(repo.status())
                     known["seen as a change" if changed else "harmless"] += 1
-                except (UserError, DvcException):
+                except (UserError, DvcException):  # an error of another kind would reach the user with a traceback
                     known["refused"] += 1
     return tally
 
@@ -213,25 +218,29 @@ def main() -> None:
     parser.add_argument(
         "--flips", type=int, default=400, help="bits flipped in artifacts; as many files cut or deleted"
     )
+    parser.add_argument("sections", nargs="*", help="some of the sections, added to the record; by default all")
     parser.add_argument("--settings", type=int, default=30, help="bits flipped in each of params.yaml and dvc.lock")
     parser.add_argument("--every", type=int, default=1, help="every so many-th write of a stage fails")
     chosen = parser.parse_args()
-    record: dict[str, Any] = {"machine": results.hardware(), "began": time.strftime("%Y-%m-%d")}
+    record: dict[str, Any] = json.loads(RECORD.read_text()) if chosen.sections and RECORD.is_file() else {}
+    record |= {"machine": results.hardware(), "date": time.strftime("%Y-%m-%d")}
+    RECORD.parent.mkdir(parents=True, exist_ok=True)
     with trivial_project() as project:
+        set_params(project.root / "params.yaml", {"data.test_split": "none"})
         project.plan(EPOCHS)
         project.run("deepcluster", "run")
         project.run("deepcluster", "bundle")
         for path in (project.root / "data").rglob("*"):  # DVC protects what it links; a damage comes all the same
             path.chmod(0o755 if path.is_dir() else 0o644)
         with inside(project.root):
-            for name, work in sections(project, chosen).items():
+            found = sections(project, chosen)
+            for name, work in {name: found[name] for name in chosen.sections or found}.items():
                 print(f"== {name}", flush=True)
                 try:
                     record[name] = work()
                 except subprocess.CalledProcessError as error:
                     record[name] = f"left out: {error}"
-    RECORD.parent.mkdir(parents=True, exist_ok=True)
-    RECORD.write_text(json.dumps(record, indent=2) + "\n")
+                RECORD.write_text(json.dumps(record, indent=2) + "\n")
     print(f"{RECORD}")
 
 

@@ -30,7 +30,7 @@ NO_THREAD = "can't start new thread"
 
 # How numpy, torch (CPU, CUDA), faiss and the dynamic loader say that an allocation failed.
 NO_MEMORY = re.compile(
-    r"Unable to allocate|can't allocate memory|out of memory|bad_alloc|Cannot allocate memory|alloc fail|failed to map segment",
+    r"Unable to allocate|can(no|')t allocate memory|out of memory|bad_alloc|alloc fail|failed to map segment",
     re.IGNORECASE,
 )
 OF_SHAPE = re.compile(r"Unable to allocate (\S+ \S+) for an array with shape (\(.*\)) and data type (\S+)")
@@ -53,6 +53,19 @@ def explained(error: BaseException, *, what: str | None = None, remedy: str | No
             return StorageError(_storage_message(cause, number, what))
         if _memory(cause):
             return ResourceError(_memory_message(cause, what, remedy))
+    return None
+
+
+def out_of_room(error: BaseException, place: Path) -> UserError | None:
+    """The error to show if something failed for want of space, memory or open files: it is not what it seems to be.
+
+    Known by its text too, since libraries that try again keep of an error nothing else. place: where it was to write.
+    """
+    if found := next((cause for cause in _chain(error) if _memory(cause)), None):
+        return explained(found)
+    for number in sorted(FULL | OPEN_FILES | TOO_LONG | FAILING):
+        if any(os.strerror(number) in str(cause) for cause in _chain(error)):
+            return explained(OSError(number, os.strerror(number), str(place)))
     return None
 
 

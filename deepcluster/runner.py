@@ -20,7 +20,7 @@ from deepcluster import artifacts, layout
 from deepcluster.errors import RunnerError, UserError
 from deepcluster.evaluation.epochs import epoch_row
 from deepcluster.faults import explained
-from deepcluster.lockfile import write_entries
+from deepcluster.lockfile import check_lock, write_entries
 from deepcluster.params import PARAMS_FILE, load_params
 from deepcluster.plan import check_schedule
 from stages.cluster import cluster
@@ -60,6 +60,7 @@ def run(targets: Sequence[str] = ()) -> int:
     params = load_params()
     epochs = params.epochs
     check_schedule(epochs)
+    check_lock()
     _refuse_changed_weights(params.model.weights)
     last = max([_epoch(target) for target in targets] or [epochs]) or epochs
     try:

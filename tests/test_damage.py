@@ -213,3 +213,27 @@ class TestCheck:
         project.run(*command)
         assert project.digests() == before
         project.run("deepcluster", "check")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"schema: '2.0'\nstages:\n  a:\n    outs:\n    - hash: md4\n", "damaged (hash: expected md5, got 'md4')"),
+        (b"\xff\xfe", "not UTF-8 text"),
+    ],
+)
+def test_a_lock_that_dvc_fails_on_without_a_word(workspace, outcome, content, reason):
+    Path("dvc.lock").write_bytes(content)
+    status, _, err = outcome("run")
+    assert status == 2
+    assert err == (
+        f"error: dvc.lock: {reason}; run `git checkout dvc.lock`, or delete it: DVC finds again in its run-cache what "
+        "was run\n"
+    )
+
+
+def test_the_remedy_of_a_schedule_that_is_no_text_works(workspace, outcome):
+    before = layout.SCHEDULE.read_bytes()
+    layout.SCHEDULE.write_bytes(b"\xff" + before[1:])
+    assert outcome("plan")[0] == 0
+    assert layout.SCHEDULE.read_bytes() == before

@@ -243,10 +243,16 @@ class TestPublish:
         assert (target / "a").read_text() == "newer"
 
     def test_cleaning_up_that_fails_hides_no_error(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("deepcluster.artifacts.publish.shutil.rmtree", lambda path: os_error(errno.EMFILE))
-        with pytest.raises(OSError, match="No space"), artifacts.publishing(tmp_path / "x") as partial:
-            partial.mkdir()
-            raise os_error(errno.ENOSPC)
+        def no_room(path):
+            raise os_error(errno.EMFILE)
+
+        with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
+            patched.setattr("deepcluster.artifacts.publish.shutil.rmtree", no_room)
+            with artifacts.publishing(tmp_path / "x") as partial:
+                partial.mkdir()
+                raise os_error(errno.ENOSPC)
+        artifacts.write_text(tmp_path / "x", "later")
+        assert [path.name for path in tmp_path.iterdir()] == ["x"]  # nor are the leavings there for good
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint8])
