@@ -223,10 +223,10 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="every so many-th write of a stage fails")
     chosen = parser.parse_args()
     record: dict[str, Any] = json.loads(RECORD.read_text()) if chosen.sections and RECORD.is_file() else {}
-    record |= {"machine": results.hardware(), "date": time.strftime("%Y-%m-%d")}
+    record |= {"machine": results.hardware(), "date": time.strftime("%Y-%m-%d"), "every": chosen.every}
     RECORD.parent.mkdir(parents=True, exist_ok=True)
     with trivial_project() as project:
-        set_params(project.root / "params.yaml", {"data.test_split": "none"})
+        set_params(project.root / "params.yaml", {"data.test_split": "none", "evaluate.probe": "none"})
         project.plan(EPOCHS)
         project.run("deepcluster", "run")
         project.run("deepcluster", "bundle")
