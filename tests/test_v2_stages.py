@@ -133,7 +133,8 @@ class TestHandOver:
         content = bytearray(path.read_bytes())
         content[-1] ^= 1
         path.write_bytes(content)
-        remedy = "delete it and run `dvc checkout` or `dvc repro`"
+        remedy = "delete it and run `dvc checkout` or `dvc repro`; if it comes back damaged, "
+        remedy += "`deepcluster check --repair` first"
         expected = f"{path}: damaged (checksum differs); {remedy}"
         assert error_of(lambda: extract(2), ArtifactError) == expected
         train(2)

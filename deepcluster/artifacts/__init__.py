@@ -18,9 +18,11 @@ from deepcluster.artifacts.bundle_files import (
 )
 from deepcluster.artifacts.differences import Difference, differences
 from deepcluster.artifacts.facts import ArrayFacts, array_facts, disk_usage
+from deepcluster.artifacts.flat_files import is_whole, write_flat
 from deepcluster.artifacts.intact import keep_intact
+from deepcluster.artifacts.json_files import read_json, read_result, text_sha256, write_json
 from deepcluster.artifacts.progress_files import read_progress, write_progress
-from deepcluster.artifacts.provenance import Provenance, damaged, ids_hash
+from deepcluster.artifacts.provenance import Provenance, damaged, ids_hash, reading
 from deepcluster.artifacts.publish import publishing, remove, remove_leavings, write_text
 from deepcluster.artifacts.safetensors_files import (
     CheckpointFiles,
@@ -51,20 +53,27 @@ __all__ = [
     "differences",
     "disk_usage",
     "ids_hash",
+    "is_whole",
     "keep_intact",
     "open_store",
     "publishing",
     "read_bank",
     "read_bundle_files",
     "read_checkpoint",
+    "read_json",
     "read_progress",
+    "read_result",
     "read_weight_file",
+    "reading",
     "refuse_bundle_target",
     "remove",
     "remove_leavings",
+    "text_sha256",
     "weights_sha256",
     "write_bundle_files",
     "write_checkpoint",
+    "write_flat",
+    "write_json",
     "write_progress",
     "write_store",
     "write_text",

@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from deepcluster.artifacts.provenance import Provenance, damaged, expect, expect_version, plain
+from deepcluster.artifacts.provenance import (
+    Provenance,
+    damaged,
+    digest_of,
+    expect,
+    expect_version,
+    plain,
+    reading,
+)
 from deepcluster.artifacts.publish import publishing
 from deepcluster.artifacts.shards import Array
 from deepcluster.errors import ArtifactError
@@ -34,7 +42,7 @@ class CheckpointFiles:
 
 
 def write_checkpoint(target: Path, files: CheckpointFiles, provenance: Provenance) -> None:
-    """Publish the folder: each kind of arrays as .safetensors, and checkpoint.json with the files' sha256."""
+    """Publish the folder: each kind of arrays as .safetensors, and checkpoint.json with their sha256 and its digest."""
     with publishing(target) as partial:
         partial.mkdir()
         contents = {"model.safetensors": _saved(files.weights), "optimizer.safetensors": _saved(files.optimizer)}
@@ -45,6 +53,7 @@ def write_checkpoint(target: Path, files: CheckpointFiles, provenance: Provenanc
             (partial / name).write_bytes(content)
         description = provenance.attributes("checkpoint") | plain(files.description)
         description["sha256"] = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        description["digest"] = digest_of(description)
         (partial / "checkpoint.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
@@ -52,18 +61,14 @@ def read_checkpoint(path: Path, *, made_by: str, ids: str | None = None, epoch: 
     """The checkpoint at `path`, its checksums verified; the same refusals as `open_store`."""
     if not path.exists():
         raise ArtifactError(f"{path}: not found; run `dvc repro {made_by}`")
-    try:
-        description, digests = _description(path)
+    with reading(path):
+        description, digests = _description(path, made_by)
         weights, optimizer = (
             _read_safetensors(path / name, digests[name]) for name in ("model.safetensors", "optimizer.safetensors")
         )
         heads, average = (
             _read_safetensors(path / name, digests[name]) if name in digests else {} for name in (HEADS, AVERAGE)
         )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise damaged(path, str(error) or type(error).__name__) from error
-    expect(path, "schema", "checkpoint", description.get("schema"), made_by)
-    expect_version(path, "checkpoint", description, made_by)
     if ids is not None and description.get("ids") != ids:
         raise ArtifactError(f"{path}: belongs to another data set or sample order; run `dvc repro {made_by}`")
     if epoch is not None:
@@ -73,24 +78,26 @@ def read_checkpoint(path: Path, *, made_by: str, ids: str | None = None, epoch: 
 
 def read_bank(path: Path) -> Array | None:
     """The bank of the checkpoint at `path`, its checksum verified; None if it has none."""
-    try:
-        _, digests = _description(path)
+    with reading(path):
+        _, digests = _description(path, "train")
         return _read_safetensors(path / BANK, digests[BANK])["bank"] if BANK in digests else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise damaged(path, str(error) or type(error).__name__) from error
 
 
 def checkpoint_params(path: Path) -> dict[str, Any]:
-    """The params that a checkpoint was made with, read alone; empty if it is missing or damaged."""
+    """The params that a checkpoint was made with, read alone; empty if it is missing, damaged or of another version."""
     try:
-        return dict(json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))["params"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return dict(_description(path, "train")[0]["params"])
+    except (ArtifactError, OSError, ValueError, KeyError, TypeError):
         return {}
 
 
-def _description(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """What checkpoint.json says, and of that the checksums by file."""
-    description = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+def _description(path: Path, made_by: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """What checkpoint.json says, its digest verified, and of that the checksums by file."""
+    description = dict(json.loads((path / "checkpoint.json").read_text(encoding="utf-8")))
+    expect(path, "schema", "checkpoint", description.get("schema"), made_by)
+    expect_version(path, "checkpoint", description, made_by)  # before the digest, which earlier versions lack
+    if description.get("digest") != digest_of(description):
+        raise damaged(path / "checkpoint.json", "altered")
     return description, description["sha256"]
 
 

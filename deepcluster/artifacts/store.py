@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deepcluster.artifacts.provenance import Provenance, damaged, expect, expect_version, plain
+from deepcluster.artifacts.provenance import (
+    Provenance,
+    damaged,
+    digest_of,
+    expect,
+    expect_version,
+    plain,
+    reading,
+)
 from deepcluster.artifacts.publish import publishing, publishing_from
 from deepcluster.artifacts.shards import METADATA, Array, PlainRows, ZarrRows, plain_rows, regroup
 from deepcluster.errors import ArtifactError
@@ -127,7 +135,7 @@ def _writing(folder: Path, attributes: dict[str, Any]) -> Iterator[StoreWriter]:
     group = zarr.create_group(folder, zarr_format=3, attributes=attributes)
     yield StoreWriter(group, folder)
     attributes["files"] = {name: _fingerprint(folder / name) for name in _files(folder)}
-    group.attrs.update({"files": attributes["files"], "digest": _digest(attributes)})
+    group.attrs.update({"files": attributes["files"], "digest": digest_of(attributes)})
 
 
 @dataclass(frozen=True)
@@ -163,12 +171,11 @@ class Store:
         start, stop, step = rows.indices(found.shape[0])
         if step != 1:
             raise ValueError(f"rows must be taken in steps of 1; got {rows}")
-        try:
-            rows_read = found.read(start, max(start, stop))
-        except Exception as error:  # zarr raises whatever its codecs raise
-            self._refuse_replaced()
-            raise damaged(self.path / name, str(error) or type(error).__name__) from error
-        self._refuse_replaced()
+        with reading(self.path / name):
+            try:
+                rows_read = found.read(start, max(start, stop))
+            finally:  # an error of a store that another has replaced meanwhile is no damage
+                self._refuse_replaced()
         return rows_read
 
     def blocks(self, name: str, row_count: int = 8192) -> Iterator[Array]:
@@ -187,14 +194,19 @@ class Store:
             raise ArtifactError(f"{self.path}: was replaced while it was read, by a run that goes on; try again")
 
     def _rows(self, name: str) -> PlainRows | ZarrRows:
+        self.check(name)
+        _refuse_foreign(self.path / name)
+        with reading(self.path / name):
+            return plain_rows(self.path / name) or ZarrRows(self.group[name])
+
+    def check(self, name: str) -> None:
+        """ArtifactError unless the array's files are there, its metadata as written and its shards as long."""
         if not self.has(name):
             raise damaged(self.path, f"it has no array {name}")
         for file, expected in self.attributes["files"].items():
             if file.startswith(f"{name}/") and _fingerprint(self.path / file) != expected:
                 self._refuse_replaced()
                 raise damaged(self.path / file, "missing, cut short or altered")
-        _refuse_foreign(self.path / name)
-        return plain_rows(self.path / name) or ZarrRows(self.group[name])
 
 
 def open_store(path: Path, schema: str, *, made_by: str, ids: str | None = None, epoch: int | None = None) -> Store:
@@ -207,13 +219,11 @@ def open_store(path: Path, schema: str, *, made_by: str, ids: str | None = None,
     if not path.exists():
         raise ArtifactError(f"{path}: not found; run `dvc repro {made_by}`")
     stamp = _stamp(path)
-    try:
+    with reading(path):
         # not consolidated: what each array's own zarr.json says is what is checked
         group = zarr.open_group(path, mode="r", zarr_format=3, use_consolidated=False)
         attributes = dict(group.attrs)
-    except Exception as error:
-        raise damaged(path, str(error) or type(error).__name__) from error
-    if attributes.get("digest") != _digest(attributes):
+    if attributes.get("digest") != digest_of(attributes):
         raise damaged(path, "attributes altered")
     store = Store(path, attributes, group, stamp)
     expect(path, "schema", schema, attributes.get("schema"), made_by)
@@ -279,9 +289,3 @@ def _stamp(path: Path) -> tuple[int, ...] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino, found.st_mtime_ns
-
-
-def _digest(attributes: Mapping[str, Any]) -> str:
-    """sha256 over the attributes, without the digest itself."""
-    rest = {name: value for name, value in attributes.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
