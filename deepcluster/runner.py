@@ -61,6 +61,7 @@ def run(targets: Sequence[str] = ()) -> int:
     params = load_params()
     epochs = params.epochs
     check_schedule(epochs)
+    check_lock()
     _refuse_changed_weights(params.model.weights)
     last = max([_epoch(target) for target in targets] or [epochs]) or epochs
     remove_leavings()
@@ -92,7 +93,6 @@ def _alone() -> Iterator[Any]:
                 )
         for line in mend(repo):
             print(line, flush=True)
-        check_lock()
         yield repo
 
 

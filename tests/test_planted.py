@@ -18,7 +18,8 @@ from dataset_files import idx, load, noise, write
 from test_bundle import rewrite
 
 from deepcluster import artifacts, origins, plan
-from deepcluster.artifacts.store import _digest, _fingerprint
+from deepcluster.artifacts.provenance import digest_of
+from deepcluster.artifacts.store import _fingerprint
 from deepcluster.errors import ArtifactError, DataError, ParamsError, ScheduleError, UserError
 from deepcluster.fingerprints import changed_stages
 from deepcluster.params import load_params
@@ -155,7 +156,7 @@ class TestStores:
         content = json.loads(group.read_text())
         content["attributes"] |= attributes or {}
         content["attributes"]["files"]["labels/zarr.json"] = _fingerprint(array)
-        content["attributes"]["digest"] = _digest(content["attributes"])
+        content["attributes"]["digest"] = digest_of(content["attributes"])
         group.write_text(json.dumps(content))
 
     @pytest.fixture
