@@ -23,7 +23,6 @@ from typing import Any
 from deepcluster import artifacts
 from deepcluster.errors import ArtifactError, UserError
 
-FORMAT = "1"  # raised when other arrays are kept, or in another way: no stage depends on that code
 SECONDS = 60.0
 LEAST_SHARE = 50  # keeping takes at most a fiftieth of the time, unless DEEPCLUSTER_PROGRESS_SECONDS says otherwise
 PATIENCE = 2.0  # seconds in which the system frees what a process held that was killed just now
@@ -61,7 +60,7 @@ class Key:
         if self._stamped() != self._stamps:
             return None
         content = {name: _content(path) for name, path in self._inputs.items()}
-        return self._named | content | {"format": FORMAT} if self._stamped() == self._stamps else None
+        return self._named | content if self._stamped() == self._stamps else None
 
     def _stamped(self) -> list[tuple[object, ...]]:
         found = [(file, file.stat()) for path in self._inputs.values() for file in _files(path)]
