@@ -19,7 +19,7 @@ from typing import Any
 from deepcluster import artifacts, layout
 from deepcluster.errors import RunnerError, UserError
 from deepcluster.evaluation.epochs import epoch_row
-from deepcluster.faults import explained
+from deepcluster.faults import explained, unwritable
 from deepcluster.lockfile import check_lock, write_entries
 from deepcluster.params import PARAMS_FILE, load_params
 from deepcluster.plan import check_schedule
@@ -70,7 +70,7 @@ def run(targets: Sequence[str] = ()) -> int:
         cause = _cause(error)
         if isinstance(cause, UserError | KeyboardInterrupt):
             raise cause from None
-        raise explained(cause) or RunnerError(f"{error}: {cause}") from cause
+        raise explained(cause) or unwritable(layout.DATA) or RunnerError(f"{error}: {cause}") from cause
     except DvcException as error:
         raise explained(error) or RunnerError(f"dvc: {error}") from error
 
