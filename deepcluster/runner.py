@@ -19,7 +19,7 @@ from typing import Any
 from deepcluster import artifacts, layout
 from deepcluster.errors import BusyError, RunnerError, UserError
 from deepcluster.evaluation.epochs import epoch_row
-from deepcluster.faults import explained
+from deepcluster.faults import explained, unwritable
 from deepcluster.lockfile import check_lock, write_entries
 from deepcluster.mending import mend
 from deepcluster.params import PARAMS_FILE, load_params
@@ -72,7 +72,7 @@ def run(targets: Sequence[str] = ()) -> int:
         cause = _cause(error)
         if isinstance(cause, UserError | KeyboardInterrupt):
             raise cause from None
-        raise explained(cause) or RunnerError(f"{error}: {cause}") from cause
+        raise explained(cause) or unwritable(layout.DATA) or RunnerError(f"{error}: {cause}") from cause
     except DvcException as error:
         raise explained(error) or RunnerError(f"dvc: {' '.join(str(error).split())}") from error
 
