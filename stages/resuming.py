@@ -105,7 +105,7 @@ def _versions() -> dict[str, str]:
 
 
 def _machine() -> list[object]:
-    """What rounding depends on: device, threads, instruction set, and whether algorithms are deterministic ones alone."""
+    """What rounding depends on: device, threads, instruction set; deterministic algorithms alone or not."""
     import platform
 
     import torch
