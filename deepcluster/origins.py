@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from deepcluster.errors import ArtifactError, UserError
 from deepcluster.params import PARAMS_FILE
 
 LOCK = Path("dvc.lock")
+ENTRY = re.compile(r"^  [^\s-].*$", flags=re.MULTILINE)  # the line that begins a stage's entry, or what there is of it
 TEMPORARY = Path(".dvc/tmp")  # on the same disk as the cache, and ignored by git and DVC
 Fetch = Callable[[Path, Path], None]
 
@@ -213,7 +215,7 @@ def _fetcher(files: Any, revision: str) -> Fetch:
 def _parsed(text: str, name: str) -> dict[str, Locked]:
     """By path, what a dvc.lock says of each output. Entries that are cut short, as while DVC writes, are left out."""
     try:
-        content = YAML(typ="safe").load(text)
+        content = _loaded(text)
     except YAMLError:
         raise UserError(f"{name}: not YAML; run `git checkout {LOCK}`, or wait until DVC has written it") from None
     found: dict[str, Locked] = {}
@@ -223,6 +225,17 @@ def _parsed(text: str, name: str) -> dict[str, Locked]:
         settings = dict(_mapping(_mapping(_mapping(entry).get("params")).get(PARAMS_FILE.as_posix())))
         found |= {path: Locked(str(stage), md5, parents, settings) for path, md5 in outs.items()}
     return found
+
+
+def _loaded(text: str) -> object:
+    """The YAML; of a text that ends within an entry, and is none for that, what stands before that entry."""
+    try:
+        return YAML(typ="safe").load(text)
+    except YAMLError:
+        begun = [match.start() for match in ENTRY.finditer(text)]
+        if not begun and "\nstages:\n" in text:
+            raise
+        return YAML(typ="safe").load(text[: begun[-1]] if begun else "")
 
 
 def _hashes(records: object) -> dict[str, str | None]:

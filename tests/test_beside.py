@@ -83,7 +83,7 @@ def test_at_every_rename_of_a_publish_the_table_has_an_epoch_as_it_was_as_it_wil
 
         return calling
 
-    summary = json.loads(layout.train_summary(1).read_text()) | {"loss": 7.0}
+    summary = artifacts.read_json(layout.train_summary(1), made_by="train@1") | {"loss": 7.0}
     with monkeypatch.context() as patched:
         patched.setattr(os, "rename", watched(rename))
         patched.setattr(os, "replace", watched(replace))
@@ -94,7 +94,7 @@ def test_at_every_rename_of_a_publish_the_table_has_an_epoch_as_it_was_as_it_wil
         with artifacts.write_store(layout.clusters(1), "clusters", provenance, **extra) as writer:
             for name, values in arrays.items():
                 writer.array(name, values, [f"{name}_{axis}" for axis in range(values.ndim)])
-        artifacts.write_text(layout.train_summary(1), json.dumps(summary))
+        artifacts.write_json(layout.train_summary(1), summary)
     (after, _) = reader.snapshot().rows
     assert after == before | {"loss": 7.0}
     assert second["epoch"] == 2
