@@ -15,6 +15,7 @@ from deepcluster.commands.new import new
 from deepcluster.commands.seeds import seeds
 from deepcluster.commands.show import show
 from deepcluster.commands.trust import trust
+from deepcluster.commands.upload import upload
 from deepcluster.commands.using import assign, bundle, sort
 from deepcluster.errors import UserError
 from deepcluster.export import Format
@@ -50,6 +51,7 @@ app.command()(doctor)
 app.command()(estimate)
 
 app.command()(filters)
+app.command()(upload)
 
 
 app.command()(seeds)

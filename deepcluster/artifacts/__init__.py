@@ -19,6 +19,7 @@ from deepcluster.artifacts.bundle_files import (
 from deepcluster.artifacts.facts import ArrayFacts, array_facts, disk_usage
 from deepcluster.artifacts.provenance import Provenance, damaged, ids_hash
 from deepcluster.artifacts.publish import publishing, remove, write_text
+from deepcluster.artifacts.remote import Remote, elsewhere
 from deepcluster.artifacts.safetensors_files import (
     CheckpointFiles,
     checkpoint_params,
@@ -28,6 +29,7 @@ from deepcluster.artifacts.safetensors_files import (
 )
 from deepcluster.artifacts.shards import Array
 from deepcluster.artifacts.store import Store, StoreWriter, open_store, write_store
+from deepcluster.artifacts.uploading import Sent, plan_upload, send
 from deepcluster.artifacts.weight_files import WeightFile, read_weight_file, weights_sha256, write_weight_file
 
 __all__ = [
@@ -36,6 +38,8 @@ __all__ = [
     "BundleFiles",
     "CheckpointFiles",
     "Provenance",
+    "Remote",
+    "Sent",
     "Store",
     "StoreWriter",
     "WeightFile",
@@ -44,8 +48,10 @@ __all__ = [
     "damaged",
     "damaged_bundle",
     "disk_usage",
+    "elsewhere",
     "ids_hash",
     "open_store",
+    "plan_upload",
     "publishing",
     "read_bank",
     "read_bundle_files",
@@ -53,6 +59,7 @@ __all__ = [
     "read_weight_file",
     "refuse_bundle_target",
     "remove",
+    "send",
     "weights_sha256",
     "write_bundle_files",
     "write_checkpoint",

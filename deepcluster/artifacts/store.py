@@ -17,8 +17,10 @@ import numpy as np
 
 from deepcluster.artifacts.provenance import Provenance, damaged, expect, expect_version, plain
 from deepcluster.artifacts.publish import publishing
+from deepcluster.artifacts.remote import Remote, ahead, elsewhere
+from deepcluster.artifacts.remote_store import DESCRIPTION, RECEIPT, RemoteRows, damaged_remote, remote_group
 from deepcluster.artifacts.shards import Array, PlainRows, ZarrRows, plain_rows, regroup
-from deepcluster.errors import ArtifactError
+from deepcluster.errors import ArtifactError, UserError
 
 if TYPE_CHECKING:
     import zarr
@@ -137,21 +139,44 @@ class Store:
             raise ValueError(f"rows must be taken in steps of 1; got {rows}")
         try:
             return found.read(start, max(start, stop))
+        except UserError:
+            raise
         except Exception as error:  # zarr raises whatever its codecs raise
             raise damaged(self.path / name, str(error) or type(error).__name__) from error
 
-    def blocks(self, name: str, row_count: int = 8192) -> Iterator[Array]:
-        """The array's rows in blocks of about `row_count`: whole chunks, so that none is read twice."""
+    def blocks(self, name: str, row_count: int = 8192, *, first: int = 0, workers: int = 0) -> Iterator[Array]:
+        """The array's rows in blocks of about `row_count`: whole chunks, so that none is read twice.
+
+        first: the row to begin with, rounded down to a whole chunk. workers: threads that read the blocks to come
+        while the caller uses one; a store behind a URL has some in any case.
+        """
         found = self._rows(name)
         step = max(1, row_count // found.chunk_rows) * found.chunk_rows
-        for start in range(0, found.shape[0], step):
-            yield self.read(name, slice(start, start + step))
+        first = self.block_start(name, first)
+        if isinstance(found, RemoteRows):
+            return found.blocks(first, step)
+        starts = range(first, found.shape[0], step)
+
+        def block(start: int) -> Array:
+            return self.read(name, slice(start, start + step))
+
+        return ahead(block, starts, workers=workers) if workers else map(block, starts)
+
+    def block_start(self, name: str, row: int) -> int:
+        """The first row of the chunk that a row lies in."""
+        return row - row % self._rows(name).chunk_rows
 
     def strings(self, name: str) -> list[str]:
         """What `StoreWriter.strings` wrote."""
         return [row.tobytes().rstrip(b"\0").decode(errors="surrogateescape") for row in self.read(name)]
 
-    def _rows(self, name: str) -> PlainRows | ZarrRows:
+    def version(self, array: str) -> object:
+        """Equal only as long as nobody writes the store anew: sizes could agree by chance, hence the times as well."""
+        files = [name for name in self.attributes["files"] if name.startswith(f"{array}/")]
+        times = [(self.path / name).stat().st_mtime_ns for name in sorted(files)]
+        return self.attributes["digest"], times
+
+    def _rows(self, name: str) -> PlainRows | ZarrRows | RemoteRows:
         if not self.has(name):
             raise damaged(self.path, f"it has no array {name}")
         for file, expected in self.attributes["files"].items():
@@ -160,15 +185,32 @@ class Store:
         return plain_rows(self.path / name) or ZarrRows(self.group[name])
 
 
+@dataclass(frozen=True)
+class RemoteStore(Store):
+    """A store behind a URL; `path` is where it would lie in the project. `descriptions`: zarr.json of each array."""
+
+    remote: Remote
+    descriptions: Mapping[str, bytes]
+
+    def version(self, array: str) -> object:
+        return self.attributes["digest"], self.remote.url, self.remote.read_or_none(f"{DESCRIPTION}{RECEIPT}")
+
+    def _rows(self, name: str) -> RemoteRows:
+        if name not in self.descriptions:
+            raise damaged_remote(self.remote, name, "it has no such array")
+        return RemoteRows(self.remote, name, self.descriptions[name], self.attributes["files"], self.group[name])
+
+
 def open_store(path: Path, schema: str, *, made_by: str, ids: str | None = None, epoch: int | None = None) -> Store:
     """Open the store at `path`, refusing one that is missing, damaged, of another kind, data set or epoch.
 
-    `made_by` names the DVC stage that writes it, for the remedy in the message.
+    One that is not there is looked for in DEEPCLUSTER_STORE, where that is set. `made_by` names the DVC stage that
+    writes it, for the remedy in the message.
     """
     import zarr
 
     if not path.exists():
-        raise ArtifactError(f"{path}: not found; run `dvc repro {made_by}`")
+        return _open_remote(path, schema, made_by, ids, epoch)
     try:
         group = zarr.open_group(path, mode="r", zarr_format=3)
         attributes = dict(group.attrs)
@@ -176,14 +218,48 @@ def open_store(path: Path, schema: str, *, made_by: str, ids: str | None = None,
         raise damaged(path, str(error) or type(error).__name__) from error
     if attributes.get("digest") != _digest(attributes):
         raise damaged(path, "attributes altered")
-    store = Store(path, attributes, group)
-    expect(path, "schema", schema, attributes.get("schema"), made_by)
-    expect_version(path, schema, attributes, made_by)
+    _refuse_other(str(path), attributes, schema, made_by, ids, epoch)
+    return Store(path, attributes, group)
+
+
+def check_files(path: Path) -> None:
+    """ArtifactError unless the store at `path` has its attributes and the files that they tell of, by size."""
+    try:
+        attributes = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))["attributes"]
+        files = dict(attributes["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise damaged(path, str(error) or type(error).__name__) from error
+    if attributes.get("digest") != _digest(attributes):
+        raise damaged(path, "attributes altered")
+    for name, expected in files.items():
+        if _fingerprint(path / name) != expected:
+            raise damaged(path / name, "missing, cut short or altered")
+
+
+def _open_remote(path: Path, schema: str, made_by: str, ids: str | None, epoch: int | None) -> Store:
+    remote = elsewhere(path)
+    found = None if remote is None else remote_group(remote)
+    if remote is None or found is None:
+        where = "" if remote is None else f", nor is there {remote.url}"
+        raise ArtifactError(f"{path}: not found{where}; run `dvc repro {made_by}`")
+    group, descriptions = found
+    attributes = dict(group.attrs)
+    if attributes.get("digest") != _digest(attributes):
+        raise damaged_remote(remote, DESCRIPTION, "attributes altered")
+    _refuse_other(remote.url, attributes, schema, made_by, ids, epoch)
+    return RemoteStore(path, attributes, group, remote, descriptions)
+
+
+def _refuse_other(
+    named: str, attributes: Mapping[str, Any], schema: str, made_by: str, ids: str | None, epoch: int | None
+) -> None:
+    """ArtifactError for a store of another kind, layout, data set or epoch."""
+    expect(named, "schema", schema, attributes.get("schema"), made_by)
+    expect_version(named, schema, attributes, made_by)
     if ids is not None and attributes.get("ids") != ids:
-        raise ArtifactError(f"{path}: belongs to another data set or sample order; run `dvc repro {made_by}`")
+        raise ArtifactError(f"{named}: belongs to another data set or sample order; run `dvc repro {made_by}`")
     if epoch is not None:
-        expect(path, "epoch", epoch, attributes.get("epoch"), made_by)
-    return store
+        expect(named, "epoch", epoch, attributes.get("epoch"), made_by)
 
 
 def _layout(shape: Sequence[int], dtype: np.dtype[Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
