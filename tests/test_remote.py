@@ -373,3 +373,44 @@ class TestUpload:
         Path("params.yaml").unlink()
         with pytest.raises(UserError, match=r"params.yaml: not found; run this in the project's folder"):
             self.upload()
+
+
+def test_an_epoch_whose_inputs_are_in_a_bucket_gives_the_same_bytes(bucket, tmp_path, monkeypatch):
+    """Stages by hand, as on another machine: only what each of them writes is there."""
+    from conftest import CHECKOUT, TINY, digests, edit_params, write_images
+
+    from deepcluster.upload import upload
+    from stages.cluster import cluster
+    from stages.extract import extract
+    from stages.initialise import initialise
+    from stages.pca import pca
+    from stages.prepare import prepare
+    from stages.train import train
+
+    shutil.rmtree("data")
+    shutil.copyfile(CHECKOUT / "params.yaml", "params.yaml")
+    write_images(tmp_path / "photographs")
+    edit_params(tmp_path / "params.yaml", TINY | {"data.root": str(tmp_path / "photographs")})
+    monkeypatch.setenv("DEEPCLUSTER_DEVICE", "cpu")
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    with monkeypatch.context() as patch:
+        patch.delenv("DEEPCLUSTER_STORE")
+        prepare()
+        initialise()
+        for stage in (extract, pca, cluster, train):
+            stage(1)
+    expected = digests(tmp_path, "data/epochs/1", "data/history/1")
+    upload([], force=False)
+    shutil.rmtree("data")
+    monkeypatch.setenv("DEEPCLUSTER_MEMORY_SHARE", "0")
+    for stage in (extract, pca, cluster, train):
+        stage(1)
+    assert digests(tmp_path, "data/epochs/1", "data/history/1") == expected
+    assert not layout.IMAGES.exists()
+    shutil.rmtree(layout.features(1))
+    shutil.rmtree(layout.clusters(1))
+    pca(1)
+    train(1)
+    assert digests(tmp_path, "data/epochs/1/pca.zarr", "data/epochs/1/checkpoint") == {
+        path: digest for path, digest in expected.items() if "/pca.zarr/" in path or "/checkpoint/" in path
+    }
