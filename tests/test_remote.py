@@ -133,7 +133,7 @@ def test_rows_are_those_on_the_disk(moved):
 
 def test_blocks_begin_and_end_where_they_do_on_the_disk(moved):
     """Sums over blocks round by where they are cut: pca@e must give the same bytes."""
-    for count, first in ((1, 0), (13, 0), (10, 23), (10_000, 0)):
+    for count, first in ((1, 0), (13, 0), (10, 28), (10_000, 0)):
         lengths = [len(block) for block in open_images().blocks("images", count, first=first)]
         step, start = max(1, count // 5) * 5, first - first % 5
         assert lengths == [min(step, 70 - row) for row in range(start, 70, step)]
@@ -157,6 +157,19 @@ def test_checkpoints_too(moved):
     found = artifacts.read_checkpoint(layout.checkpoint(7), made_by="train@7", ids="ids", epoch=7)
     np.testing.assert_array_equal(found.weights["body.weight"], [[0, 1, 2], [3, 4, 5]])
     np.testing.assert_array_equal(artifacts.read_bank(layout.checkpoint(7)), FEATURES)
+
+
+def test_a_mounted_folder_is_a_store_too(tmp_path, monkeypatch):
+    """A file system whose client is not asynchronous."""
+    from deepcluster.upload import upload
+
+    monkeypatch.setenv("DEEPCLUSTER_STORE", f"file://{tmp_path}/a mounted place")
+    upload([], force=False)
+    shutil.rmtree("data")
+    np.testing.assert_array_equal(open_images().read("images"), PIXELS)
+    np.testing.assert_array_equal(artifacts.read_bank(layout.checkpoint(7)), FEATURES)
+    with pytest.raises(ArtifactError, match="nor is there file://"):
+        artifacts.open_store(layout.features(8), "features", made_by="extract@8")
 
 
 def test_what_the_project_has_is_read_there(bucket):
@@ -235,19 +248,20 @@ class TestRefusals:
             )
 
     def test_a_client_that_would_wait_for_ever_is_given_up(self, bucket, monkeypatch):
-        """Whatever a client does by itself: the limit is around it."""
-        import asyncio
+        """Whatever a client does by itself: a limit is around it, longer where more bytes are to arrive."""
+        from fsspec.exceptions import FSTimeoutError
 
-        files, _ = remote.filesystem(bucket, remote.timeout())
+        limits = []
 
-        async def never(*_, **__):
-            await asyncio.sleep(3600)
+        def gives_up(*_, timeout):
+            limits.append(timeout)
+            raise FSTimeoutError
 
-        monkeypatch.setattr(files, "_cat_file", never)
-        monkeypatch.setenv("DEEPCLUSTER_STORE_TIMEOUT", "0.3")
-        monkeypatch.setattr(remote, "filesystem", lambda *_: (files, "p"))
-        with pytest.raises(RemoteError, match=r"x: no answer within 0.3 s"):
-            remote.Remote(bucket).read("x")
+        monkeypatch.setattr("fsspec.asyn.sync", gives_up)
+        for size in (None, 48 << 20):
+            with pytest.raises(RemoteError, match=r"/x: no answer within 60 s"):
+                remote.Remote(bucket).read("x", size=size)
+        assert limits == [60, 240]
 
     def test_wrong_credentials(self, uploaded, monkeypatch):
         shutil.rmtree("data")
