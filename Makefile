@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ACTIVE := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help repro test test-slow bench lint install clean
+.PHONY: help repro test test-slow bench lint audit install clean
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -26,6 +26,11 @@ lint: $(VENV)/.dev ## formatting, lint, types, direction of imports
 	@$(ACTIVE) ruff check .
 	@$(ACTIVE) mypy
 	@$(ACTIVE) lint-imports --no-cache
+
+audit: $(VENV)/.dev ## known vulnerabilities of what is installed; needs the network
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[audit]'
+	@$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/audit.txt
+	@$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement $(VENV)/audit.txt
 
 install: $(VENV)/.dev ## everything, for development
 

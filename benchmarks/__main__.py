@@ -11,7 +11,20 @@ from deepcluster.threads import settle
 settle()  # as the stages do, before torch and faiss load
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-from benchmarks import augment, engines, growth, neighbour, objectives, page, pic, pipeline, remote, results, stages
+from benchmarks import (
+    augment,
+    engines,
+    growth,
+    neighbour,
+    objectives,
+    page,
+    pic,
+    pipeline,
+    remote,
+    results,
+    resuming,
+    stages,
+)
 from benchmarks.data import Source
 
 SECTIONS = {
@@ -25,6 +38,7 @@ SECTIONS = {
     "neighbour": neighbour.measure,
     "report": page.measure,
     "remote": remote.measure,
+    "resuming": resuming.measure,
 }
 USUAL = ("stages", "pipeline", "growth", "engines", "augment", "objectives", "report")
 OUTPUT = Path("data/benchmarks")

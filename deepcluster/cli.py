@@ -17,6 +17,7 @@ from deepcluster.commands.show import show
 from deepcluster.commands.trust import trust
 from deepcluster.commands.upload import upload
 from deepcluster.commands.using import assign, bundle, sort
+from deepcluster.commands.verify import verify
 from deepcluster.errors import UserError
 from deepcluster.export import Format
 from deepcluster.params import load_params
@@ -45,6 +46,7 @@ for command in (prepare, initialise, extract, pca, cluster, train, evaluate, rep
 app.command()(show)
 app.command()(metrics)
 app.command()(compare)
+app.command()(verify)
 
 app.command()(new)
 app.command()(doctor)
@@ -158,18 +160,20 @@ def run(
     replaced, and kept beside it unless it is a recipe as it stands or kept already. The same command again carries on:
     it replaces nothing.
     """
+    from deepcluster.locking import only_run
     from deepcluster.plan import plan as write_plan
     from deepcluster.plan import rate_ends_elsewhere
     from deepcluster.runner import run as run_pipeline
 
-    if recipe is None:
-        override(overrides, plans=True)
-        write_plan()
-    else:
-        _take_recipe(recipe, overrides)
-    if note := rate_ends_elsewhere(load_params()):
-        print(note)
-    count = run_pipeline(targets or [])
+    with only_run():  # before the settings are touched, which another run would stop at
+        if recipe is None:
+            override(overrides, plans=True)
+            write_plan()
+        else:
+            _take_recipe(recipe, overrides)
+        if note := rate_ends_elsewhere(load_params()):
+            print(note)
+        count = run_pipeline(targets or [])
     print(f"{count} stages ran" if count else "everything is up to date")
 
 

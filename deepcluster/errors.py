@@ -48,6 +48,10 @@ class RunnerError(UserError):
     """`deepcluster run` cannot go on: an untested DVC, params.yaml changed meanwhile, or DVC reports an error."""
 
 
+class BusyError(UserError):
+    """Another process works in this project, or the one that this work was for has ended."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the known name nearest to `name`, or an empty string."""
     matches = get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)

@@ -15,6 +15,7 @@ TRUST = DATA / "trust"
 HISTORY = DATA / "history"
 EPOCHS = DATA / "epochs"
 SEEDS = DATA / "seeds"
+PROGRESS = DATA / "progress"
 SCHEDULE = Path("stages/schedule.yaml")
 
 
@@ -55,6 +56,11 @@ def train_steps(epoch: int) -> Path:
 def made_by_checkpoint(epoch: int) -> str:
     """The DVC stage that writes `checkpoint(epoch)`."""
     return f"train@{epoch}" if epoch else "initialise"
+
+
+def progress(stage: str, epoch: int) -> Path:
+    """What a stage has done so far, for the next try if it is killed; no stage's output, which DVC would remove."""
+    return PROGRESS / f"{stage}-{epoch}"
 
 
 def filters(epoch: int) -> Path:

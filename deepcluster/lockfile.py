@@ -12,6 +12,8 @@ from typing import Any
 from deepcluster.artifacts import write_text
 
 _HEAD = "schema: '2.0'\nstages:\n"
+_START = re.compile(r"^  (?! |- ).+:\n", flags=re.MULTILINE)
+_REST = re.compile(r"(?:   .*\n|  - .*\n)*")
 _ENTRY = re.compile(r"^  (?! )(.+):\n((?:   .*\n|  - .*\n)*)", flags=re.MULTILINE)
 
 
@@ -42,6 +44,19 @@ def split(text: str) -> dict[str, str] | None:
 def join(entries: dict[str, str]) -> str:
     """What `split` took apart."""
     return _HEAD + "".join(f"  {name}:\n{body}" for name, body in entries.items())
+
+
+def salvaged(text: str) -> dict[str, str] | None:
+    """The entries that are whole in a file which DVC was killed while writing; None if it is not such a file.
+
+    DVC writes from the first entry on, so all are but the last, in which the text ends. What is not plain (merge
+    conflicts, for one) was made by someone else.
+    """
+    whole = text[: text.rfind("\n") + 1]  # a line cut short may hold anything
+    starts = list(_START.finditer(whole))
+    if not starts:
+        return {} if _HEAD.startswith(whole) else None
+    return split(whole[: starts[-1].start()]) if _REST.fullmatch(whole[starts[-1].end() :]) else None
 
 
 def entry(stage: Any) -> dict[str, str]:

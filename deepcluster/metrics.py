@@ -11,6 +11,7 @@ from deepcluster.errors import NumericsError
 
 _NAMED_ROWS = 5
 _BLOCK_BYTES = 64 * 2**20
+_LARGEST = 1e15  # 1e30 squared, which leaves room for a hundred million summands
 
 
 def nmi(labels_a_N: NDArray[np.integer], labels_b_N: NDArray[np.integer]) -> float:
@@ -107,6 +108,18 @@ def refuse_non_finite(rows_ND: NDArray[np.floating], name: str, *, first_row: in
         named = ", ".join(map(str, bad_rows[:_NAMED_ROWS]))
         more = f" and {len(bad_rows) - _NAMED_ROWS} more" if len(bad_rows) > _NAMED_ROWS else ""
         raise NumericsError(f"{name}: must be finite; got NaN or infinity in row {named}{more}")
+
+
+def refuse_beyond_float32(rows_ND: NDArray[np.floating], name: str) -> None:
+    """NumericsError for values whose squares, added up over rows and columns, could leave the range of float32.
+
+    faiss would end the process over such a sum.
+    """
+    if rows_ND.size and (largest := float(max(rows_ND.max(), -rows_ND.min()))) > _LARGEST:
+        raise NumericsError(
+            f"{name}: values up to {largest:.1e} are too large for sums of squares in float32; scale them down to "
+            f"{_LARGEST:.0e} at most"
+        )
 
 
 def _shares(sizes_K: NDArray[np.integer]) -> NDArray[np.float64]:

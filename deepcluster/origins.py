@@ -24,11 +24,15 @@ Fetch = Callable[[Path, Path], None]
 
 @dataclass(frozen=True)
 class Locked:
-    """What dvc.lock says of an output: the stage that made it, its hash, and the hashes of what that read in data/."""
+    """What dvc.lock says of an output: the stage that made it, its hash, and the hashes of what that read in data/.
+
+    settings: the values of params.yaml that the stage was run with, by dotted key.
+    """
 
     stage: str
     md5: str | None
     parents: Mapping[str, str | None]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,13 @@ class Origin:
         """Where the artifact can be read; UserError if it is not there, or its files are in no cache."""
         if not self.has(path):
             raise ArtifactError(f"{self.named(path)}: not found; run `dvc repro {made_by}`" + self._there())
+        here = self.root / path
+        if self.fetch is not None and not here.exists():
+            self.fetch(path, here)
+        return here
+
+    def place_of_file(self, path: Path) -> Path:
+        """Where a file that is in git, such as params.yaml, can be read."""
         here = self.root / path
         if self.fetch is not None and not here.exists():
             self.fetch(path, here)
@@ -209,7 +220,8 @@ def _parsed(text: str, name: str) -> dict[str, Locked]:
     for stage, entry in _mapping(_mapping(content).get("stages")).items():
         deps, outs = _hashes(_mapping(entry).get("deps")), _hashes(_mapping(entry).get("outs"))
         parents = {path: md5 for path, md5 in deps.items() if path.startswith(f"{layout.DATA}/")}
-        found |= {path: Locked(str(stage), md5, parents) for path, md5 in outs.items()}
+        settings = dict(_mapping(_mapping(_mapping(entry).get("params")).get(PARAMS_FILE.as_posix())))
+        found |= {path: Locked(str(stage), md5, parents, settings) for path, md5 in outs.items()}
     return found
 
 

@@ -66,7 +66,7 @@ def plan(epochs: int | None = None, path: Path = layout.SCHEDULE) -> tuple[int, 
 
     Also brings stages/code.yaml up to the installed code, in a project that has none of its own.
     The history of epochs that are no longer scheduled leaves the workspace, since evaluate reads that folder;
-    it stays in DVC's cache and comes back when the epochs do.
+    it stays in DVC's cache and comes back when the epochs do. What interrupted stages of theirs had done is removed.
     """
     if epochs is not None:
         refuse_epochs(epochs)
@@ -80,7 +80,9 @@ def plan(epochs: int | None = None, path: Path = layout.SCHEDULE) -> tuple[int, 
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         artifacts.write_text(path, text)
     refresh()
-    for folder in layout.HISTORY.glob("*"):
-        if folder.name.isdigit() and int(folder.name) > epochs:
+    numbered = [(folder.name, folder) for folder in layout.HISTORY.glob("*")]
+    numbered += [(folder.name.rpartition("-")[2], folder) for folder in layout.PROGRESS.glob("*-*")]
+    for number, folder in numbered:
+        if number.isdigit() and int(number) > epochs:
             artifacts.remove(folder)
     return len(before), epochs

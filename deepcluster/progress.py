@@ -11,9 +11,9 @@ Report = Callable[[int, int], None]
 
 
 @contextmanager
-def reporting(label: str, unit: str) -> Iterator[Report]:
-    """A function to be told (units done, units in total)."""
-    started, latest = time.perf_counter(), 0
+def reporting(label: str, unit: str, start: int = 0) -> Iterator[Report]:
+    """A function to be told (units done, units in total); `start` of them were done before."""
+    started, latest = time.perf_counter(), start
     if not sys.stderr.isatty():
 
         def count(done: int, total: int) -> None:
@@ -27,7 +27,7 @@ def reporting(label: str, unit: str) -> Iterator[Report]:
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(label, total=None)
+            task = bar.add_task(label, total=None, completed=start)
 
             def draw(done: int, total: int) -> None:
                 nonlocal latest
@@ -36,14 +36,22 @@ def reporting(label: str, unit: str) -> Iterator[Report]:
 
             yield draw
     seconds = time.perf_counter() - started
-    rate = f": {latest:,} {unit}, {latest / max(seconds, 1e-9):,.0f}/s" if latest else ""
+    done = latest - start
+    rate = f": {done:,} {unit}, {done / max(seconds, 1e-9):,.0f}/s" if done else ""
     print(f"{label}{rate}, {seconds:.1f} s", file=sys.stderr)
 
 
-def counted(items: Iterable[T], label: str, total: int, unit: str, size: Callable[[T], int] = len) -> Iterator[T]:  # type: ignore[assignment]
-    """`items` passed through, `size` of each counted towards `total`; by default an item's length."""
-    with reporting(label, unit) as report:
-        done = 0
+def counted(
+    items: Iterable[T],
+    label: str,
+    total: int,
+    unit: str,
+    size: Callable[[T], int] = len,  # type: ignore[assignment]
+    start: int = 0,
+) -> Iterator[T]:
+    """`items` passed through, `size` of each counted from `start` towards `total`; by default an item's length."""
+    with reporting(label, unit, start) as report:
+        done = start
         for item in items:
             done += size(item)
             report(done, total)

@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from deepcluster import artifacts, layout
-from deepcluster.errors import RunnerError, UserError
+from deepcluster.errors import BusyError, RunnerError, UserError
 from deepcluster.evaluation.epochs import epoch_row
 from deepcluster.lockfile import write_entries
+from deepcluster.mending import mend
 from deepcluster.params import PARAMS_FILE, load_params
 from deepcluster.plan import check_schedule
+from deepcluster.processes import RWLOCK, alive, dvc_writers
 from stages.cluster import cluster
-from stages.common import open_images
+from stages.common import open_images, remove_leavings
 from stages.evaluate import evaluate
 from stages.extract import extract
 from stages.initialise import initialise
@@ -54,15 +56,15 @@ def run(targets: Sequence[str] = ()) -> int:
     """
     check_dvc()
     from dvc.exceptions import DvcException, ReproductionError
-    from dvc.repo import Repo
 
     params = load_params()
     epochs = params.epochs
     check_schedule(epochs)
     _refuse_changed_weights(params.model.weights)
     last = max([_epoch(target) for target in targets] or [epochs]) or epochs
+    remove_leavings()
     try:
-        with Repo() as repo, _LockedOnceAnEpoch(EpochTable(last)) as locking, _in_process(PARAMS_FILE.read_bytes()):
+        with _alone() as repo, _LockedOnceAnEpoch(EpochTable(last)) as locking, _in_process(PARAMS_FILE.read_bytes()):
             return len(repo.reproduce(targets=list(targets) or None, repro_fn=locking.reproduce))
     except ReproductionError as error:
         cause = _cause(error)
@@ -70,7 +72,26 @@ def run(targets: Sequence[str] = ()) -> int:
             raise cause from None
         raise RunnerError(f"{error}: {cause}") from cause
     except DvcException as error:
-        raise RunnerError(f"dvc: {error}") from error
+        raise RunnerError(f"dvc: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def _alone() -> Iterator[Any]:
+    """DVC's `Repo`, its lock held but while stages work, and waited for: `dvc push` beside a run holds it for long.
+
+    BusyError where a `dvc repro` is in the middle of a stage: it gives up if it does not get its lock back in seconds.
+    """
+    from dvc.repo import Repo, lock_repo
+
+    with Repo(_wait_for_lock=True) as repo, lock_repo(repo):
+        for process, command in dvc_writers(Path(repo.tmp_dir) / RWLOCK.name).items():
+            if process != os.getpid() and alive(process):
+                raise BusyError(
+                    f"process {process} (`{command}`) works in this project; wait until it has ended, or end it"
+                )
+        for line in mend(repo):
+            print(line, flush=True)
+        yield repo
 
 
 def check_dvc() -> None:
@@ -78,6 +99,7 @@ def check_dvc() -> None:
     import dvc
     import dvc.stage.run
     from dvc.dvcfile import Lockfile, ProjectFile
+    from dvc.repo import Repo, lock_repo
     from dvc.repo.reproduce import _reproduce
     from dvc.stage import PipelineStage, serialize
     from dvc.utils.serialize import dumps_yaml
@@ -87,6 +109,8 @@ def check_dvc() -> None:
     needed = {
         "dvc.repo.reproduce._reproduce(repro_fn)": "repro_fn" in inspect.signature(_reproduce).parameters,
         "dvc.stage.run.cmd_run": list(inspect.signature(dvc.stage.run.cmd_run).parameters)[:1] == ["stage"],
+        "dvc.repo.lock_repo": callable(lock_repo),
+        "Repo(_wait_for_lock)": "_wait_for_lock" in inspect.signature(Repo).parameters,
         "Lockfile.dump_stages": hasattr(Lockfile, "dump_stages"),
         "dvc.stage.serialize.to_lockfile": callable(getattr(serialize, "to_lockfile", None)),
         "dvc.utils.serialize.dumps_yaml": callable(dumps_yaml),

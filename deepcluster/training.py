@@ -4,7 +4,7 @@ Shapes: N images of the data set, B images of a batch, C channels, H height, W w
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -103,14 +103,16 @@ def train_epoch(
     unscheduled: Sequence[torch.optim.Optimizer] = (),
     clip_norm: float | None = None,
     compile: bool = False,
-) -> Iterator[StepResult]:
+    taken: int = 0,
+) -> Generator[StepResult]:
     """Trains backbone and heads in place on images[indices], in that order; yields after each step, counted from 1.
 
     `images` is uint8 [N, C, H, W], the generators are CPU ones: augmentation (see `augment`) and dropout depend on them
     alone. The views of an image are augmented from its pixels, then normalised once. `lr_factor(step, steps)` times its
     own learning rate is what each optimizer takes, but for those also in `unscheduled`, which keep theirs; the first
     one's is reported. `clip_norm`: largest norm of all gradients together. Weights and their optimizers' state are left
-    in channels_last memory format. `compile`: see `models.build.compiled`.
+    in channels_last memory format. `compile`: see `models.build.compiled`. `taken`: steps of this epoch that were taken
+    before, and are passed over; whatever is handed over must be as they left it.
     NumericsError when a loss is not finite, before that step changes any weight. UserError for two views that are one.
     """
     backbone.to(device).to(memory_format=torch.channels_last).train()
@@ -122,7 +124,7 @@ def train_epoch(
         lay_out_as_weights(optimizer)
     forward = compiled(backbone, compile)
     cut = batches(indices, batch_size)
-    for step, (images_BCHW, labels_B) in enumerate(uploaded(images, labels_N, cut, device), start=1):
+    for step, (images_BCHW, labels_B) in enumerate(uploaded(images, labels_N, cut[taken:], device), start=taken + 1):
         pixels = to_float(images_BCHW)
         views = [augment(pixels, augmentation, generator, colour_generator) for _ in range(objective.views)]
         if step == 1 and len(views) > 1:
@@ -142,7 +144,7 @@ def train_epoch(
 
 def averaged(
     steps: Iterable[StepResult], backbone: Backbone, average: Backbone, *, decay: float
-) -> Iterator[StepResult]:
+) -> Generator[StepResult]:
     """Passes the steps on; after each, average = decay x average + (1 - decay) x backbone, in place.
 
     Weights and batch norm's statistics are averaged, counts are copied (the teacher of Tarvainen and Valpola 2017,

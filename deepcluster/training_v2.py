@@ -6,7 +6,7 @@ the next epoch clusters. Shapes: N images of the data set, B images of a batch, 
 images, H clusterings, K clusters, P projected features.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -92,13 +92,14 @@ def train_epoch_v2(
     lr_factor: Callable[[int, int], float] = lambda step, steps: 1.0,
     clip_norm: float | None = None,
     compile: bool = False,
-) -> Iterator[StepResult]:
+    taken: int = 0,
+) -> Generator[StepResult]:
     """Trains backbone and projector in place on images[indices], in that order; yields after each step, from 1.
 
     bank_NP, float32 [N, P], is filled in place: each image's row is the projection that its latest batch computed
     before the step, of its first crop, or the mean of those of its global crops, normalised. The prototypes stay as
-    they are. The rest as in `training.train_epoch`. Crops of one size pass the backbone together; all of them together
-    pass the projector.
+    they are. The rest, `taken` too, as in `training.train_epoch`. Crops of one size pass the backbone together; all of
+    them together pass the projector.
     NumericsError when a loss is not finite, before that step changes any weight.
     """
     backbone.to(device).to(memory_format=torch.channels_last).train()
@@ -108,8 +109,9 @@ def train_epoch_v2(
     for optimizer in optimizers:
         lay_out_as_weights(optimizer)
     forward, cut = compiled(backbone, compile), batches(indices, batch_size)
-    arriving = uploaded(images, labels_NH, cut, device)
-    for step, (rows_B, (images_BCSS, labels_BH)) in enumerate(zip(cut, arriving, strict=True), start=1):
+    left = cut[taken:]
+    arriving = uploaded(images, labels_NH, left, device)
+    for step, (rows_B, (images_BCSS, labels_BH)) in enumerate(zip(left, arriving, strict=True), start=taken + 1):
         views = crops.of(to_float(images_BCSS), augmentation, generator, colour_generator)
         inputs = [normalise(view, mean, std).contiguous(memory_format=torch.channels_last) for view in views]
         with dropout_from(generator, device), autocast(device, precision):

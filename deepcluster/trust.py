@@ -3,8 +3,6 @@
 The true labels are read when the choice has been made, by `_truth` alone.
 """
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +22,7 @@ from deepcluster.images import open_rows
 from deepcluster.inspection.tables import Cells, print_table, value_text
 from deepcluster.metrics import hungarian_accuracy
 from deepcluster.progress import counted
+from deepcluster.spreadsheets import csv_line, harmless
 from stages.common import device, faiss_gpu
 
 MEASURES = (
@@ -215,13 +214,17 @@ def _publish(found: Compared, name: str, settings: Row, out: Path, as_json: bool
 
 
 def _csv(found: Compared) -> str:
-    text = io.StringIO()
+    """A row for each epoch or run; names of runs as no spreadsheet runs them."""
     accuracies = found.truth.accuracy if found.truth else [None] * len(found.rows)
-    writer = csv.DictWriter(text, [*found.rows[0], "accuracy"], lineterminator="\n")
-    writer.writeheader()
-    for row, accuracy in zip(found.rows, accuracies, strict=True):
-        writer.writerow(row | {"accuracy": accuracy})
-    return text.getvalue()
+    columns = list(found.rows[0])
+    cells = [[*(row[name] for name in columns), accuracy] for row, accuracy in zip(found.rows, accuracies, strict=True)]
+    return csv_line([*columns, "accuracy"]) + "".join(csv_line(map(_cell, row)) for row in cells)
+
+
+def _cell(value: Any) -> Any:
+    if value is None:
+        return ""
+    return harmless(value) if isinstance(value, str) else value
 
 
 def _cells(found: Compared) -> Cells:

@@ -38,7 +38,8 @@ def cluster(epoch: Epoch) -> None:
             previous = artifacts.open_store(
                 layout.clusters(epoch - 1), "clusters", made_by=f"cluster@{epoch - 1}", ids=reduced.ids, epoch=epoch - 1
             )
-        if uses_gpu("faiss" if settings.method == "pic" else settings.backend, faiss_gpu()):
+        gpu = faiss_gpu(deterministic=params.deterministic)
+        if uses_gpu("faiss" if settings.method == "pic" else settings.backend, gpu):
             print(f"cluster@{epoch}: faiss on GPUs promises no order of addition; two runs may differ slightly")
         variance_d = reduced.read("explained_variance") if reduced.has("explained_variance") else variances(rows_Nd)
         found, states = [], []
@@ -139,9 +140,9 @@ def _found(
     from deepcluster.clustering.warm_start import means_of_clusters
     from deepcluster.seeding import derive_seed
 
-    settings, initial_Kd = params.cluster, None
+    settings, initial_Kd, gpu = params.cluster, None, faiss_gpu(deterministic=params.deterministic)
     if settings.method == "pic":
-        return pic(rows_Nd, **settings.pic.model_dump(), gpu=faiss_gpu())
+        return pic(rows_Nd, **settings.pic.model_dump(), gpu=gpu)
     if settings.warm_start and previous_N is not None:
         initial_Kd = means_of_clusters(rows_Nd, previous_N, k=settings.k)
     seed = derive_seed(params.seed, "kmeans", epoch)
@@ -156,7 +157,7 @@ def _found(
         spherical=settings.spherical,
         points_per_centroid=settings.points_per_centroid,
         initial_centroids_Kd=initial_Kd,
-        gpu=faiss_gpu(),
+        gpu=gpu,
     )
 
 

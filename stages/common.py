@@ -5,13 +5,15 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deepcluster import completion, layout
-from deepcluster.errors import UserError
+from deepcluster import completion, layout, locking, processes
+from deepcluster.determinism import deterministic_torch
+from deepcluster.errors import BusyError, UserError
 from deepcluster.fingerprints import check_code
 from deepcluster.params import Params, at_epoch, load_params
 from deepcluster.plan import check_schedule, scheduled_epochs
@@ -47,7 +49,10 @@ Overrides = Annotated[
 
 
 def main(command: Callable[..., None]) -> None:
-    """Run one stage as a program of its own."""
+    """Run one stage as a program of its own; one that DVC starts does not outlive it."""
+    if "DVC_STAGE" in os.environ:
+        processes.end_with_parent()
+        remove_leavings()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(overridable(command))
     run_app(app)
@@ -110,16 +115,56 @@ def refuse_epoch(epoch: object) -> None:
 def stage(name: str, epoch: int | None = None) -> Iterator[Params]:
     """The validated params for one stage's work, as they apply to its epoch; the work is timed.
 
+    With `deterministic` torch takes deterministic algorithms alone.
+
     Refuses epochs below 1 and, when DVC runs the stage, a schedule that does not fit `epochs`, or a package that is not
-    the one in stages/code.yaml: so a stale file stops whichever stage comes first, before it has done anything.
+    the one in stages/code.yaml: so a stale file stops whichever stage comes first, before it has done anything. One
+    process at a time is in a stage: two would publish in turns.
     """
     refuse_epoch(epoch)
     params = load_params()
+    addressed = name if epoch is None else f"{name}@{epoch}"
     if "DVC_STAGE" in os.environ:
+        _refuse_beside_others(addressed)
         check_schedule(params.epochs)
         check_code()
-    with recorded(name, epoch):
+    with (
+        locking.only_writer(addressed),
+        recorded(name, epoch),
+        deterministic_torch(params.deterministic and _uses_torch(name)),
+    ):
         yield at_epoch(params, epoch)
+
+
+def _refuse_beside_others(stage: str) -> None:
+    """BusyError where `deepcluster run` is at work, or where the DVC that started this stage has been killed since."""
+    if processes.orphaned(processes.dvc_writers()):
+        raise BusyError(f"{stage}: the DVC that started it has ended; nothing was done")
+    locking.refuse_beside_run(stage)
+
+
+def remove_leavings() -> None:
+    """Delete what killed processes left in the folders that the pipeline publishes to; what cannot be deleted stays."""
+    from deepcluster import artifacts
+
+    shallow = (
+        Path(),
+        layout.SCHEDULE.parent,
+        layout.DATA,
+        layout.IMAGES.parent,
+        layout.EVALUATION,
+        layout.REPORT.parent,
+    )
+    with suppress(OSError):  # a stage that can write nothing says so itself
+        for folder in shallow:
+            artifacts.remove_leavings(folder)
+        for folder in (layout.EPOCHS, layout.HISTORY):
+            artifacts.remove_leavings(folder, depth=1)
+
+
+def _uses_torch(stage: str) -> bool:
+    """Whether the stage computes with torch; the others should not have to import it."""
+    return stage in ("extract", "train", "evaluate") or (stage == "pca" and torch_gpu() is not None)
 
 
 def open_images() -> "Store":
@@ -129,9 +174,12 @@ def open_images() -> "Store":
     return artifacts.open_store(layout.IMAGES, "images", made_by="prepare")
 
 
-def faiss_gpu() -> bool | None:
-    """Whether k-means may use a GPU: not when DEEPCLUSTER_DEVICE says CPU; None leaves it to what faiss finds."""
-    return False if os.environ.get("DEEPCLUSTER_DEVICE", "").startswith("cpu") else None
+def faiss_gpu(*, deterministic: bool = False) -> bool | None:
+    """Whether faiss may use a GPU: not when DEEPCLUSTER_DEVICE says CPU; None leaves it to what faiss finds.
+
+    Nor where the same bytes are demanded each time: on GPUs faiss promises no order of addition.
+    """
+    return False if deterministic or os.environ.get("DEEPCLUSTER_DEVICE", "").startswith("cpu") else None
 
 
 def torch_gpu() -> str | None:

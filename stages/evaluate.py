@@ -33,6 +33,7 @@ def evaluate() -> None:
 
     with stage("evaluate") as params:
         settings, images, last = params.evaluate, open_images(), params.epochs
+        gpu = faiss_gpu(deterministic=params.deterministic)
         truth = artifacts.open_store(layout.TARGETS, "targets", made_by="prepare", ids=images.ids)
         targets_N = truth.read("targets") if truth.attributes["labelled"] else None
         class_names = truth.attributes["class_names"]
@@ -48,7 +49,7 @@ def evaluate() -> None:
                 settings=settings,
                 seed=params.seed,
                 device=device(),
-                gpu=faiss_gpu(),
+                gpu=gpu,
             )
         result = final.evaluate_backbones(
             final.Images(images, open_rows(images), test_MCHW, params.extract.batch_size, device()),
@@ -58,7 +59,7 @@ def evaluate() -> None:
             k=k,
             restarts=settings.restarts,
             seed=derive_seed(params.seed, "evaluate", 0),
-            gpu=faiss_gpu(),
+            gpu=gpu,
         )
         provenance = artifacts.Provenance(images.samples, images.ids, last, params.seed, settings.model_dump())
         final.write_clusters(layout.EVALUATION / "clusters.zarr", provenance, result, targets_N, class_names)
@@ -69,7 +70,7 @@ def evaluate() -> None:
         artifacts.write_text(layout.EVALUATION / "epochs.csv", epochs.to_csv(rows))
         metrics = result.metrics | {"pseudo_labels": epochs.last_scores(rows)}
         metrics["trust"] = trust_runs.trust_section(
-            images, result.clustering, params=params, epoch=last, device=device(), gpu=faiss_gpu()
+            images, result.clustering, params=params, epoch=last, device=device(), gpu=gpu
         )
         for name, content in (("metrics.json", metrics), ("scores.json", scores(metrics))):
             artifacts.write_text(layout.EVALUATION / name, json.dumps(content, indent=2) + "\n")

@@ -32,11 +32,13 @@ def prepare() -> None:
     with stage("prepare") as params:
         data = params.data
         root = Path(data.root).expanduser()
-        test_split = test_split_of(data.name, root=root, split=data.split, test_split=data.test_split)
+        test_split = test_split_of(
+            data.name, root=root, split=data.split, test_split=data.test_split, follow_links=data.follow_links
+        )
         found = _load(data, data.split, "decode")
         test, test_targets = _test(data, test_split, found)
         # without the name of the test split, which trains nothing: another one leaves these bytes as they are
-        used = data.model_dump(exclude={"test_split"})
+        used = data.recorded(test_split=False)
         ids = artifacts.ids_hash(found.sample_ids)
         provenance = artifacts.Provenance(len(found.sample_ids), ids, params=used)
         statistics = {"mean": found.mean, "std": found.std, "skipped": found.skipped}
@@ -45,7 +47,7 @@ def prepare() -> None:
             store.strings("sample_ids", found.sample_ids, ("sample",))
         _write_targets(layout.TARGETS, provenance, found.targets_N, found.class_names)
         images, sample_ids = (found.images_NCHW[:0], []) if test is None else (test.images_NCHW, test.sample_ids)
-        of_test = artifacts.Provenance(len(sample_ids), artifacts.ids_hash(sample_ids), params=data.model_dump())
+        of_test = artifacts.Provenance(len(sample_ids), artifacts.ids_hash(sample_ids), params=data.recorded())
         described = {"split": test_split if test else None, "train_ids": ids, "skipped": test.skipped if test else []}
         with artifacts.write_store(layout.TEST_IMAGES, "test_images", of_test, **described) as store:
             store.array("images", images, ("sample", "channel", "row", "column"))
@@ -66,6 +68,7 @@ def _load(data: "Data", split: str, label: str) -> "Dataset":
             image_size=data.image_size,
             grayscale=data.grayscale,
             max_unreadable=data.max_unreadable,
+            follow_links=data.follow_links,
             progress=report,
         )
 

@@ -6,9 +6,14 @@ import json
 from typing import TYPE_CHECKING
 
 from stages.common import Epoch, device, main, open_images, stage
-from stages.train_v2 import optimizer_settings, refuse_other_method, train_v2
+from stages.resuming import progress_of, take_steps
+from stages.train_v2 import augmenting, optimizer_settings, refuse_other_method, train_v2
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    import numpy as np
+    from numpy.typing import NDArray
     from torch.optim import Optimizer
 
     from deepcluster.artifacts import Store
@@ -16,6 +21,7 @@ if TYPE_CHECKING:
     from deepcluster.models.build import Backbone
     from deepcluster.models.heads import Heads
     from deepcluster.params import Params
+    from deepcluster.resuming import Progress
     from deepcluster.training import StepResult
 
 
@@ -41,15 +47,30 @@ def train(epoch: Epoch) -> None:
         )
         refuse_other_method(params.train, checkpoint)
         work = train_v2 if params.train.method == "deepcluster_v2" else _train
-        results = work(params, epoch, images, checkpoint, clusters)
-        artifacts.write_text(layout.train_steps(epoch), _steps_csv(results))
-        summary = _summary(epoch, results)
-        artifacts.write_text(layout.train_summary(epoch), json.dumps(summary, indent=2) + "\n")
+        with _progress(params, epoch, images, checkpoint, clusters) as progress:
+            results = work(params, epoch, images, checkpoint, clusters, progress)
+            artifacts.write_text(layout.train_steps(epoch), _steps_csv(results))
+            summary = _summary(epoch, results)
+            artifacts.write_text(layout.train_summary(epoch), json.dumps(summary, indent=2) + "\n")
+            progress.clear()
         print(f"train@{epoch}: {_described(summary)}")
 
 
+def _progress(params: "Params", epoch: int, images: "Store", checkpoint: "Checkpoint", clusters: "Store") -> "Progress":
+    """What an interrupted run of this epoch kept, and what this one keeps."""
+    settings = params.model_dump(mode="json", include={"seed", "train", "augment"})
+    # checkpoint.json has the checksums of the other files, which were verified
+    inputs = {"images": images.path, "checkpoint": checkpoint.path / "checkpoint.json", "clusters": clusters.path}
+    return progress_of("train", epoch, settings, inputs)
+
+
 def _train(
-    params: "Params", epoch: int, images: "Store", checkpoint: "Checkpoint", clusters: "Store"
+    params: "Params",
+    epoch: int,
+    images: "Store",
+    checkpoint: "Checkpoint",
+    clusters: "Store",
+    progress: "Progress",
 ) -> "list[StepResult]":
     """DeepCluster: a head over the pseudo-labels; publishes the checkpoint."""
     from functools import partial
@@ -57,48 +78,62 @@ def _train(
     from deepcluster.augment import augmentation_of
     from deepcluster.contrastive import Objective
     from deepcluster.images import open_rows
-    from deepcluster.progress import counted
-    from deepcluster.sampling import nearest_of_each, uniform_over_clusters
     from deepcluster.schedules import LearningRate
-    from deepcluster.seeding import numpy_generator, torch_generator
-    from deepcluster.training import averaged, train_epoch
+    from deepcluster.training import averaged, batches, train_epoch
+    from deepcluster.training_state import TrainingState
 
     settings, labels_N = params.train, clusters.read("labels")
-    backbone, average = checkpoint.backbone.to(device()), None
+    backbone = checkpoint.backbone.to(device())
     heads = _heads(params, checkpoint, epoch, len(clusters.read("sizes"))).to(device())
     optimizer, head_optimizer = _optimizers(params, checkpoint, heads)
-    size = max(2, round(settings.epoch_size * images.samples))
-    kept_N = None
-    if settings.keep < 1:
-        kept_N = nearest_of_each(labels_N, clusters.read("distances"), share=settings.keep)
-    rng = numpy_generator(params.seed, "sampler", epoch)
-    steps = train_epoch(
-        backbone,
-        heads,
-        open_rows(images),
-        labels_N,
-        indices=uniform_over_clusters(labels_N, size=size, rng=rng, among_N=kept_N),
-        batch_size=settings.batch_size,
-        augmentation=augmentation_of(params.augment, images.attributes["params"]["name"]),
-        mean=images.attributes["mean"],
-        std=images.attributes["std"],
-        optimizers=[optimizer, head_optimizer] if optimizer else [head_optimizer],
-        generator=torch_generator(params.seed, "augment", epoch),
-        colour_generator=torch_generator(params.seed, "colour", epoch),
-        device=device(),
-        precision=settings.precision,
-        objective=Objective(settings.loss, **settings.contrastive.model_dump(exclude={"projection"})),
-        lr_factor=partial(LearningRate(**settings.schedule.model_dump(exclude={"head"})).in_step, epoch),
-        unscheduled=[] if settings.schedule.head else [head_optimizer],
-        clip_norm=settings.clip_norm,
-        compile=settings.compile,
-    )
-    if settings.average is not None:
-        average = _average(checkpoint).to(device())
-        steps = averaged(steps, backbone, average, decay=settings.average)
-    results = list(counted(steps, f"train@{epoch}", size, "images", lambda step: step.images))
+    optimizers = [optimizer, head_optimizer] if optimizer else [head_optimizer]
+    average = None if settings.average is None else _average(checkpoint).to(device())
+    indices, generators = _indices(params, epoch, images, clusters), augmenting(params, epoch)
+
+    def begin(taken: int) -> "Generator[StepResult]":
+        steps = train_epoch(
+            backbone,
+            heads,
+            open_rows(images),
+            labels_N,
+            indices=indices,
+            batch_size=settings.batch_size,
+            augmentation=augmentation_of(params.augment, images.attributes["params"]["name"]),
+            mean=images.attributes["mean"],
+            std=images.attributes["std"],
+            optimizers=optimizers,
+            generator=generators["augment"],
+            colour_generator=generators["colour"],
+            device=device(),
+            precision=settings.precision,
+            objective=Objective(settings.loss, **settings.contrastive.model_dump(exclude={"projection"})),
+            lr_factor=partial(LearningRate(**settings.schedule.model_dump(exclude={"head"})).in_step, epoch),
+            unscheduled=[] if settings.schedule.head else [head_optimizer],
+            clip_norm=settings.clip_norm,
+            compile=settings.compile,
+            taken=taken,
+        )
+        return steps if average is None else averaged(steps, backbone, average, decay=settings.average or 0.0)
+
+    modules = {"backbone": backbone, "heads": heads} | ({"average": average} if average else {})
+    state = TrainingState(modules, optimizers, generators)
+    count = len(batches(indices, settings.batch_size))
+    results = take_steps(begin, state, progress, steps=count, images=len(indices))
     _publish(params, epoch, images, checkpoint, heads, optimizer, head_optimizer, average)
     return results
+
+
+def _indices(params: "Params", epoch: int, images: "Store", clusters: "Store") -> "NDArray[np.int64]":
+    """The images of the epoch, in the order in which they are trained on."""
+    from deepcluster.sampling import nearest_of_each, uniform_over_clusters
+    from deepcluster.seeding import numpy_generator
+
+    labels_N, kept_N, share = clusters.read("labels"), None, params.train.keep
+    if share < 1:
+        kept_N = nearest_of_each(labels_N, clusters.read("distances"), share=share)
+    size = max(2, round(params.train.epoch_size * images.samples))
+    rng = numpy_generator(params.seed, "sampler", epoch)
+    return uniform_over_clusters(labels_N, size=size, rng=rng, among_N=kept_N)
 
 
 def _heads(params: "Params", checkpoint: "Checkpoint", epoch: int, k: int) -> "Heads":

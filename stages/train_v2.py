@@ -3,9 +3,13 @@
 from typing import TYPE_CHECKING
 
 from stages.common import device
+from stages.resuming import take_steps
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     import numpy as np
+    import torch
     from numpy.typing import NDArray
     from torch.optim import Optimizer
 
@@ -14,11 +18,12 @@ if TYPE_CHECKING:
     from deepcluster.checkpoint import Checkpoint
     from deepcluster.params import Params
     from deepcluster.params.sections import Train
+    from deepcluster.resuming import Progress
     from deepcluster.training import OptimizerSettings, StepResult
 
 
 def train_v2(
-    params: "Params", epoch: int, images: "Store", checkpoint: "Checkpoint", clusters: "Store"
+    params: "Params", epoch: int, images: "Store", checkpoint: "Checkpoint", clusters: "Store", progress: "Progress"
 ) -> "list[StepResult]":
     """DeepCluster-v2: a projector in front of the centroids; publishes the checkpoint, with the bank."""
     from functools import partial
@@ -27,11 +32,12 @@ def train_v2(
 
     from deepcluster.augment import augmentation_of
     from deepcluster.images import open_rows
-    from deepcluster.progress import counted
     from deepcluster.prototypes import prototypes_of
     from deepcluster.sampling import each_in_turn
     from deepcluster.schedules import LearningRate
-    from deepcluster.seeding import numpy_generator, torch_generator
+    from deepcluster.seeding import numpy_generator
+    from deepcluster.training import batches
+    from deepcluster.training_state import TrainingState
     from deepcluster.training_v2 import Crops, train_epoch_v2
 
     settings, projector = params.train, checkpoint.projector
@@ -39,37 +45,57 @@ def train_v2(
     labels_NH, centroids_HKP = _clusterings(clusters, projector.outputs)
     _refuse_crops(settings, checkpoint)
     checkpoint.backbone.to(device()), projector.to(device())
-    optimizers = _optimizers(settings, checkpoint)
+    both = _optimizers(settings, checkpoint)
+    optimizers = [optimizer for optimizer in both if optimizer]
     bank_NP = np.zeros((images.samples, projector.outputs), np.float32)
     size = round(settings.epoch_size * images.samples)
+    indices = each_in_turn(images.samples, size=size, rng=numpy_generator(params.seed, "sampler", epoch))
     crops = settings.v2.model_dump(include={"global_crops", "small_crops", "small_size", "small_scale"})
-    steps = train_epoch_v2(
-        checkpoint.backbone,
-        projector,
-        open_rows(images),
-        labels_NH,
-        prototypes_of(centroids_HKP),
-        bank_NP,
-        indices=each_in_turn(images.samples, size=size, rng=numpy_generator(params.seed, "sampler", epoch)),
-        batch_size=settings.batch_size,
-        crops=Crops(**crops),
-        temperature=settings.v2.temperature,
-        bank_rows=settings.v2.bank,
-        augmentation=augmentation_of(params.augment, images.attributes["params"]["name"]),
-        mean=images.attributes["mean"],
-        std=images.attributes["std"],
-        optimizers=[optimizer for optimizer in optimizers if optimizer],
-        generator=torch_generator(params.seed, "augment", epoch),
-        colour_generator=torch_generator(params.seed, "colour", epoch),
-        device=device(),
-        precision=settings.precision,
-        lr_factor=partial(LearningRate(**settings.schedule.model_dump(exclude={"head"})).in_step, epoch),
-        clip_norm=settings.clip_norm,
-        compile=settings.compile,
-    )
-    results = list(counted(steps, f"train@{epoch}", size, "images", lambda step: step.images))
-    _publish(params, epoch, images, checkpoint, optimizers, bank_NP)
+    generators = augmenting(params, epoch)
+
+    def begin(taken: int) -> "Generator[StepResult]":
+        return train_epoch_v2(
+            checkpoint.backbone,
+            projector,
+            open_rows(images),
+            labels_NH,
+            prototypes_of(centroids_HKP),
+            bank_NP,
+            indices=indices,
+            batch_size=settings.batch_size,
+            crops=Crops(**crops),
+            temperature=settings.v2.temperature,
+            bank_rows=settings.v2.bank,
+            augmentation=augmentation_of(params.augment, images.attributes["params"]["name"]),
+            mean=images.attributes["mean"],
+            std=images.attributes["std"],
+            optimizers=optimizers,
+            generator=generators["augment"],
+            colour_generator=generators["colour"],
+            device=device(),
+            precision=settings.precision,
+            lr_factor=partial(LearningRate(**settings.schedule.model_dump(exclude={"head"})).in_step, epoch),
+            clip_norm=settings.clip_norm,
+            compile=settings.compile,
+            taken=taken,
+        )
+
+    modules = {"backbone": checkpoint.backbone, "projector": projector}
+    state = TrainingState(modules, optimizers, generators, {"bank": bank_NP})
+    count = len(batches(indices, settings.batch_size))
+    results = take_steps(begin, state, progress, steps=count, images=len(indices))
+    _publish(params, epoch, images, checkpoint, both, bank_NP)
     return results
+
+
+def augmenting(params: "Params", epoch: int) -> "dict[str, torch.Generator]":
+    """The generators that training draws from."""
+    from deepcluster.seeding import torch_generator
+
+    return {
+        "augment": torch_generator(params.seed, "augment", epoch),
+        "colour": torch_generator(params.seed, "colour", epoch),
+    }
 
 
 def optimizer_settings(section: "params.Optimizer") -> "OptimizerSettings":

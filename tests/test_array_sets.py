@@ -228,7 +228,7 @@ class TestCifar10:
                 pickle.dumps({"data": noise(1, 3072), "labels": "3"}, 4),
                 "not a batch of CIFAR-10, its `labels` must be a list of whole numbers",
             ),
-            (b"", "cannot be read (Ran out of input); delete it and fetch it again"),
+            (b"", "cannot be read (pickle exhausted before seeing STOP); delete it and fetch it again"),
         ],
     )
     def test_damaged_batches(self, tmp_path: Path, content: bytes, said: str) -> None:

@@ -1,5 +1,6 @@
 """k-means: faiss and scikit-learn, with the same definition of labels, distances and objective."""
 
+import re
 from typing import get_args
 
 import numpy as np
@@ -251,6 +252,18 @@ def test_rows_that_are_not_finite_are_named(value):
     with pytest.raises(NumericsError) as caught:
         kmeans(rows, k=5, backend="faiss", seed=0)
     assert str(caught.value) == "rows: must be finite; got NaN or infinity in row 3, 41"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_too_large_for_sums_of_squares_are_refused(backend):
+    """faiss would end the process: its check that a sum is finite fails in a thread of its own."""
+    rows_Nd = np.array([[3e38], [0.0], [-3e38]], np.float32)
+    message = (
+        "rows: values up to 3.0e+38 are too large for sums of squares in float32; scale them down to 1e+15 at most"
+    )
+    with pytest.raises(NumericsError, match=re.escape(message)):
+        kmeans(rows_Nd, k=2, backend=backend, seed=0)
+    assert np.isfinite(kmeans(rows_Nd / np.float32(4e23), k=2, backend=backend, seed=0).centroids_Kd).all()
 
 
 def test_wrong_calls():

@@ -184,7 +184,7 @@ class TestMnist:
         ("images", "labels", "message"),
         [
             (idx(PIXELS)[:-1], idx(LABELS), "promises 3920 bytes and 3919 follow"),
-            (idx(PIXELS) + b"!", idx(LABELS), "promises 3920 bytes and 3921 follow"),
+            (idx(PIXELS) + b"!", idx(LABELS), "promises 3920 bytes and more follow"),
             (b"", idx(LABELS), "train-images-idx3-ubyte: cannot be read"),
             (idx(PIXELS)[:9], idx(LABELS), "train-images-idx3-ubyte: cannot be read"),
             (idx(LABELS), idx(LABELS), "not an IDX file of unsigned bytes in 3 dimensions"),

@@ -342,7 +342,8 @@ class TestProject:
         Path(".dvc/tmp/rwlock").write_text(json.dumps(content))
         assert found(project.runs_going_on)[0][1] == f"DVC is at work in process {os.getpid()}"
         Path(".dvc/tmp/rwlock").write_text("not json")
-        assert found(project.runs_going_on)[0][0] == "ok"
+        text = "a killed DVC left .dvc/tmp/rwlock half written"
+        assert found(project.runs_going_on) == [("warn", text, "`deepcluster run` mends it")]
 
     def test_a_cache_elsewhere(self, folder):
         Path(".dvc/config").write_text('[cache]\n    dir = ../../a cache\n    type = "hardlink,copy"\n')

@@ -16,7 +16,7 @@ from dataset_files import IDX_NAMES, REFUSED, cifar_batch, idx, noise, offline, 
 
 from deepcluster.datasets import cifar, fetch, gtsrb, load_dataset, mnist, stl10, tinyimagenet, usps
 from deepcluster.datasets.fetch import Archive, ensure_unpacked, unpack
-from deepcluster.errors import DataError
+from deepcluster.errors import DataError, MissingDataError
 
 __all__ = ["offline"]
 pytestmark = pytest.mark.usefixtures("offline")
@@ -115,7 +115,7 @@ class TestEnsureUnpacked:
         path = zipped(tmp_path / "set.zip", {"set/1": b"one"})
         right = archive_of(path, "set", folders=True)
         zipped(path, {"set/1": b"another"})
-        with pytest.raises(DataError) as caught:
+        with pytest.raises(MissingDataError) as caught:
             ensure_unpacked("set", tmp_path, tmp_path, [right])
         assert str(caught.value) == (
             f"set is not in {tmp_path} and could not be downloaded ({REFUSED}): "

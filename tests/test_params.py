@@ -292,3 +292,22 @@ def test_deepcluster_v2_with_what_it_needs(load):
 def test_several_contradictions_are_said_at_once(load):
     text = "train: {schedule: {name: cosine}, head: {reset: false}}"
     assert [line.partition(":")[0] for line in mistakes(load, text)] == ["train.head.reset", "train.schedule.epochs"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1: 2", "keys must be words; got 1"),
+        ("cluster: {pic: {2.5: 1}}", "cluster.pic: keys must be words; got 2.5"),
+        ("none: 1", "none: unknown key"),  # words that pydantic's own places have, too
+        ("cluster: {int: 1}", "cluster.int: unknown key; did you mean 'init'?"),
+        ("data: {root: 2001-99-99}", "not YAML: month must be in 1..12"),
+        (
+            'data: {root: "a\\0b"}',
+            "data.root: must be text that can be a name: without NUL and surrogates; got 'a\\x00b'",
+        ),
+        ("seed: !!int x", "not YAML: invalid literal for int() with base 10: 'x'"),
+    ],
+)
+def test_odd_keys_and_values_that_yaml_itself_cannot_make(load, text, expected):
+    assert mistakes(load, text) == [expected]

@@ -1,5 +1,6 @@
 """Artifacts behind a URL: the same rows as on the disk, from S3 and from HTTP; one clear line for what goes wrong."""
 
+import json
 import os
 import re
 import shutil
@@ -11,7 +12,10 @@ from remotes import BUCKET, KEYS, closed_port, http_server, s3_server, silent_se
 
 from deepcluster import artifacts, images, layout
 from deepcluster.artifacts import remote, shards, store
+from deepcluster.artifacts.provenance import digest_of
+from deepcluster.artifacts.store import _fingerprint
 from deepcluster.errors import ArtifactError, RemoteError, UserError
+from deepcluster.resuming import Key
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (70, 3, 8, 8), dtype=np.uint8)
 FEATURES = np.random.default_rng(1).standard_normal((50, 40), dtype=np.float32)
@@ -288,6 +292,56 @@ class TestRefusals:
         shard.unlink()
         assert self.refusal(ArtifactError) == f"{place}: damaged (missing){remedy}"
 
+    @pytest.fixture
+    def planted_codec(self, monkeypatch):
+        """A package that is installed and knows zarr codec `planted`; of it nothing may be made."""
+        from zarr.codecs import Crc32cCodec
+        from zarr.registry import register_codec
+
+        class Planted(Crc32cCodec):
+            @classmethod
+            def from_dict(cls, data):
+                pytest.fail("it ran")
+
+        register_codec("planted", Planted)
+        return "planted"
+
+    def rewrite(self, folder, *, own, consolidated=()):
+        """The images' codecs, all checksums put right; or those that consolidated metadata tell of."""
+        described, group = (json.loads((folder / name / "zarr.json").read_text()) for name in ("images", "."))
+        changed = described | {"codecs": [*described["codecs"], *own]}
+        (folder / "images/zarr.json").write_text(json.dumps(changed))
+        if consolidated:
+            told = {"images": described | {"codecs": [*described["codecs"], *consolidated]}}
+            group["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": told}
+        group["attributes"]["files"]["images/zarr.json"] = _fingerprint(folder / "images/zarr.json")
+        group["attributes"]["digest"] = digest_of(group["attributes"])
+        (folder / "zarr.json").write_text(json.dumps(group))
+
+    @pytest.fixture
+    def served(self, tmp_path, monkeypatch):
+        """The images' folder behind HTTP."""
+        shutil.move("data", tmp_path / "served place/data")
+        with http_server(tmp_path / "served place") as address:
+            monkeypatch.setenv("DEEPCLUSTER_STORE", address)
+            yield tmp_path / "served place/data/dataset/images.zarr"
+
+    def test_a_codec_that_could_run_code(self, served, planted_codec):
+        self.rewrite(served, own=[{"name": planted_codec}])
+        assert self.refusal(ArtifactError) == (
+            f"{os.environ['DEEPCLUSTER_STORE']}/data/dataset/images.zarr/images: refused, as its codec 'planted' could "
+            "run code; it was not written here"
+        )
+
+    def test_a_codec_in_consolidated_metadata_is_not_looked_at(self, served, planted_codec):
+        self.rewrite(served, own=[], consolidated=[{"name": planted_codec}])
+        np.testing.assert_array_equal(open_images().read("images"), PIXELS)
+
+    @pytest.mark.parametrize("content", ["[" * 100_000, "{}", "no JSON", '{"attributes": {"files": 1}}'])
+    def test_a_description_that_is_none(self, served, content):
+        (served / "zarr.json").write_text(content)
+        assert re.fullmatch(r"http://.*/images\.zarr/zarr\.json: damaged \(.*", self.refusal(ArtifactError))
+
     @pytest.mark.parametrize(
         ("url", "message"),
         [
@@ -305,6 +359,90 @@ class TestRefusals:
         monkeypatch.setenv("DEEPCLUSTER_STORE_TIMEOUT", text)
         with pytest.raises(UserError, match=r"^DEEPCLUSTER_STORE_TIMEOUT: must be a number of seconds above 0; got '"):
             remote.timeout()
+
+
+class TestReplaced:
+    """By another upload, while it is read."""
+
+    def upload(self, pixels):
+        from deepcluster.upload import upload
+
+        write(pixels)
+        upload([layout.IMAGES], force=False)
+        shutil.rmtree(layout.IMAGES)
+
+    @pytest.fixture
+    def opened(self, bucket):
+        self.upload(PIXELS)
+        return open_images()
+
+    def refused(self, bucket):
+        return pytest.raises(
+            ArtifactError,
+            match=rf"^{bucket}/data/dataset/images\.zarr: was replaced while it was read, by an upload; try again$",
+        )
+
+    def test_nothing_of_another_one_is_read(self, bucket, opened):
+        """Of the same shape: only pixels differ, and shards are as long, as what is noise hardly compresses."""
+        np.testing.assert_array_equal(opened.read("images"), PIXELS)
+        self.upload(PIXELS[::-1].copy())
+        with self.refused(bucket):
+            opened.read("images", slice(0, 3))
+        np.testing.assert_array_equal(open_images().read("images"), PIXELS[::-1])
+
+    def test_nor_between_two_blocks(self, bucket, opened):
+        blocks = opened.blocks("images", 5)
+        np.testing.assert_array_equal(next(blocks), PIXELS[:5])
+        self.upload(PIXELS[::-1].copy())
+        with self.refused(bucket):
+            list(blocks)
+
+    def test_nor_while_an_upload_is_under_way(self, bucket, opened):
+        store = remote.Remote(f"{bucket}/data/dataset/images.zarr")
+        store.remove("zarr.json.sha256")
+        with self.refused(bucket):
+            opened.read("images")
+        store.remove("zarr.json")
+        store.remove("images/c/0/0/0/0")
+        with self.refused(bucket):
+            opened.read("images")
+
+
+class TestProgress:
+    """What an interrupted stage keeps is of the content that a bucket has."""
+
+    def digests(self):
+        return Key({}, {"images": layout.IMAGES, "checkpoint": layout.checkpoint(7) / "checkpoint.json"}).digests()
+
+    def test_a_key_is_of_what_was_uploaded(self, uploaded, bucket, monkeypatch):
+        from deepcluster.upload import upload
+
+        upload([], force=False)
+        shutil.rmtree("data")
+        here = self.digests()
+        assert len({*here.values()}) == len(here) == 3
+        key = Key({}, {"images": layout.IMAGES})
+        assert key.digests()["images"] == here["images"]
+        write(PIXELS[::-1].copy())
+        upload([], force=False)
+        shutil.rmtree("data")
+        assert key.digests() is None
+        assert {name for name, digest in self.digests().items() if digest != here[name]} == {"images"}
+
+    def test_there_is_none_where_content_is_not_known(self, monkeypatch, tmp_path):
+        shutil.move("data", tmp_path / "served place/data")
+        with http_server(tmp_path / "served place") as address:
+            monkeypatch.setenv("DEEPCLUSTER_STORE", address)
+            assert self.digests() is None
+
+    def test_nor_where_a_server_no_longer_answers(self, bucket, monkeypatch):
+        from deepcluster.upload import upload
+
+        upload([], force=False)
+        shutil.rmtree("data")
+        key = Key({}, {"images": layout.IMAGES})
+        own_keys(monkeypatch, closed_port())
+        assert key.digests() is None
 
 
 class TestUpload:
@@ -347,6 +485,23 @@ class TestUpload:
         self.upload()
         shutil.rmtree("data")
         np.testing.assert_array_equal(open_images().read("images"), PIXELS[::-1])
+
+    @pytest.mark.parametrize("changed", [lambda: write(PIXELS[::-1].copy()), lambda: shutil.rmtree(layout.IMAGES)])
+    def test_what_a_run_replaces_meanwhile_is_not_sent(self, bucket, monkeypatch, changed):
+        put = remote.Remote.write
+
+        def replacing(self, name, content):
+            if name.endswith("c/0/0/0/0"):
+                changed()
+            put(self, name, content)
+
+        with monkeypatch.context() as patch, pytest.raises(ArtifactError) as found:
+            patch.setattr(remote.Remote, "write", replacing)
+            self.upload("data/dataset/images.zarr")
+        assert str(found.value) == (
+            "data/dataset/images.zarr: was replaced while it was read, by a run that goes on; try again"
+        )
+        assert remote.Remote(bucket).read_or_none("data/dataset/images.zarr/zarr.json") is None
 
     def test_only_what_is_named(self, bucket, capsys):
         self.upload("data/epochs/7/checkpoint/")

@@ -1,6 +1,7 @@
 """`deepcluster run`: one process, and everything as after `dvc repro`."""
 
 import csv
+import json
 import re
 import shutil
 import signal
@@ -86,6 +87,20 @@ def test_a_lock_file_that_is_not_plain_is_left_to_dvc(text):
     assert lockfile.split(text) is None
 
 
+def test_of_a_lock_file_cut_short_anywhere_the_whole_entries_are_kept():
+    entries = {name: f"    cmd: {name}\n    deps:\n    - path: p\n      md5: 0a\n" for name in ("a", "b@1", "c")}
+    text = lockfile.join(entries)
+    for length in range(len(text)):
+        found = lockfile.salvaged(text[:length])
+        begun = [name for name in entries if text.index(f"  {name}:\n") + len(f"  {name}:\n") <= length]
+        assert found == {name: entries[name] for name in begun[:-1]}, length
+
+
+@pytest.mark.parametrize("text", ["mine\n", PLAIN + "<<<<<<< HEAD\n", PLAIN.replace("  b@1", "<<<<<<< HEAD\n  b@1")])
+def test_a_lock_file_with_something_else_in_it_is_not_cut(text):
+    assert lockfile.salvaged(text) is None
+
+
 def test_a_comment_in_the_lock_file_survives_a_run(project):
     path = project.root / "dvc.lock"
     path.write_text(path.read_text().replace("  prepare:\n", "  # a remark\n  prepare:\n"))
@@ -132,17 +147,17 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
-def run_with(project, stage, action):
+def run_with(project, stage, action, *targets):
     """`deepcluster run` in which a stage first does `action`, a line of Python: nothing depends on the clock."""
     script = (
-        "import os, shutil, signal, sys, threading\n"
+        "import json, os, shutil, signal, subprocess, sys\n"
         "from deepcluster import runner\n"
         f"original = runner.STAGES['stages.{stage}']\n"
         "def acting(**arguments):\n"
         f"    {action}\n"
         "    original(**arguments)\n"
         f"runner.STAGES['stages.{stage}'] = acting\n"
-        "sys.argv = ['deepcluster', 'run']\n"
+        f"sys.argv = ['deepcluster', 'run', *{targets}]\n"
         "from deepcluster.cli import main\n"
         "main()\n"
     )
@@ -155,8 +170,7 @@ def run_with(project, stage, action):
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_is_carried_on_by_either_command(fresh, finished, how):
-    soon = f"threading.Timer(0.05, os.kill, (os.getpid(), {int(how)})).start()"
-    process = run_with(fresh, "cluster", soon)
+    process = run_with(fresh, "cluster", f"os.kill(os.getpid(), {int(how)})")
     assert process.returncode == (130 if how == signal.SIGINT else -how)
     assert "Traceback" not in process.stderr
     if how == signal.SIGINT:
@@ -177,20 +191,66 @@ def test_params_that_change_meanwhile_are_refused(fresh):
     assert set(locked(fresh)["stages"]) == {"prepare", "initialise", "extract@1"}
 
 
-def test_a_run_beside_another_one_is_refused_or_waits(fresh):
-    first = subprocess.Popen(
-        ["deepcluster", "run", "train@1"], cwd=fresh.root, env=fresh.environment, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    for line in first.stdout:
-        if "prepare" in line:
-            break
-    second = fresh.run("deepcluster", "run", "train@1", status=None)
-    first.communicate(timeout=120)
-    assert "Traceback" not in second.stderr
-    assert 0 in (first.returncode, second.returncode)
-    fresh.run("deepcluster", "run", "train@1")
-    assert "cluster@1" in locked(fresh)["stages"]
+def test_what_starts_beside_a_run_is_refused_before_it_changes_anything_and_the_run_goes_on(fresh):
+    """Both within the first stage: another run with other settings, and `dvc repro`."""
+    before = (fresh.root / "params.yaml").read_text()
+    action = (
+        "found = [subprocess.run(words.split(), capture_output=True, text=True) for words in "
+        "('deepcluster run -S cluster.k=3', 'dvc repro prepare')]; "
+        "open('beside', 'w').write(json.dumps([os.getpid(), *[[one.returncode, one.stderr] for one in found]]))"
+    )
+    first = run_with(fresh, "prepare", action, "prepare")
+    assert (first.returncode, first.stderr.count("error")) == (0, 0), first.stderr
+    process, run, repro = json.loads((fresh.root / "beside").read_text())
+    refusal = f"error: process {process} is a `deepcluster run` in this project; wait until it has ended, or end it\n"
+    assert run == [2, refusal]
+    assert (fresh.root / "params.yaml").read_text() == before
+    assert repro[0] == 255
+    assert f"is busy, it is being blocked by:\n  (PID {process}): " in repro[1]
+    assert set(locked(fresh)["stages"]) == {"prepare"}
+    assert "everything is up to date" in fresh.run("deepcluster", "run", "prepare").stdout
+
+
+def test_a_run_beside_dvc_repro_is_refused_and_dvc_repro_goes_on(fresh):
+    stage = fresh.root / "stages/prepare.py"
+    call = (
+        "import subprocess\n    found = subprocess.run(['deepcluster', 'run'], capture_output=True, text=True)\n"
+        "    open('beside', 'w').write(f'{found.returncode}\\n{found.stderr}')\n    main(prepare)"
+    )
+    stage.write_text(stage.read_text().replace("main(prepare)", call))
+    fresh.dvc("repro", "prepare")
+    status, said = (fresh.root / "beside").read_text().split("\n", 1)
+    assert status == "2"
+    pattern = (
+        r"error: process \d+ \(`.*dvc repro prepare`\) works in this project; wait until it has ended, or end it\n"
+    )
+    assert re.fullmatch(pattern, said), said
+
+
+def test_a_run_waits_for_dvcs_lock_as_long_as_a_push_may_hold_it(fresh):
+    """By itself DVC tries seven times within three seconds, and then fails: here it gets the lock at the twentieth."""
+    action = (
+        "from dvc import lock; held = lock.Lock('.dvc/tmp/lock'); held.lock(); tried = []; "
+        "lock.time.sleep = lambda seconds: tried.append(seconds) or (held.unlock() if len(tried) == 20 else None)"
+    )
+    found = run_with(fresh, "prepare", action, "prepare")
+    assert found.returncode == 0, found.stderr
+
+
+def test_what_a_killed_dvc_leaves_half_written_is_mended(project, finished):
+    lock = project.root / "dvc.lock"
+    text = lock.read_text()
+    lock.write_text(text[: text.index("    - path", text.index("  train@2:")) + 8])
+    (project.root / ".dvc/tmp/rwlock").write_text('{"write": {')
+    leaving = project.root / f"data/history/1/.train.json.{2**22 + 1}.partial"
+    leaving.write_text("half")
+    lines = project.run("deepcluster", "run").stdout.splitlines()
+    assert lines[:2] == [
+        "rwlock: left half written by a killed DVC; removed",
+        "dvc.lock: left half written by a killed DVC; its 9 whole entries are kept",
+    ]
+    assert not leaving.exists()
+    assert (project.digests(), lock.read_text()) == (finished.digests(), text)
 
 
 def test_an_untested_dvc_is_refused_with_the_other_way(monkeypatch):

@@ -261,3 +261,12 @@ class TestChoice:
     )
     def test_nothing_to_correlate(self, values, accuracies):
         assert rank_correlations([{"a": float(value)} for value in values], ["a"], accuracies) == {"a": None}
+
+
+def test_runs_with_names_that_a_spreadsheet_would_run():
+    from deepcluster.trust import Compared, _csv
+
+    rows = [{"run": name, "epoch": 2, "drift": None, "score": -1.5} for name in ("=1+1", "@a\rb", "plain")]
+    assert _csv(Compared("run", rows, 0, None)) == (
+        'run,epoch,drift,score,accuracy\n./=1+1,2,,-1.5,\n"./@a\rb",2,,-1.5,\nplain,2,,-1.5,\n'
+    )

@@ -16,10 +16,15 @@ from deepcluster.artifacts.bundle_files import (
     refuse_bundle_target,
     write_bundle_files,
 )
+from deepcluster.artifacts.differences import Difference, differences
 from deepcluster.artifacts.facts import ArrayFacts, array_facts, disk_usage
+from deepcluster.artifacts.intact import keep_intact
+from deepcluster.artifacts.opening import open_store
+from deepcluster.artifacts.progress_files import read_progress, write_progress
 from deepcluster.artifacts.provenance import Provenance, damaged, ids_hash
-from deepcluster.artifacts.publish import publishing, remove, write_text
+from deepcluster.artifacts.publish import publishing, remove, remove_leavings, write_text
 from deepcluster.artifacts.remote import Remote, elsewhere
+from deepcluster.artifacts.remote_store import receipt
 from deepcluster.artifacts.safetensors_files import (
     CheckpointFiles,
     checkpoint_params,
@@ -28,7 +33,7 @@ from deepcluster.artifacts.safetensors_files import (
     write_checkpoint,
 )
 from deepcluster.artifacts.shards import Array
-from deepcluster.artifacts.store import Store, StoreWriter, open_store, write_store
+from deepcluster.artifacts.store import Store, StoreWriter, continue_store, write_store
 from deepcluster.artifacts.uploading import Sent, plan_upload, send
 from deepcluster.artifacts.weight_files import WeightFile, read_weight_file, weights_sha256, write_weight_file
 
@@ -37,6 +42,7 @@ __all__ = [
     "ArrayFacts",
     "BundleFiles",
     "CheckpointFiles",
+    "Difference",
     "Provenance",
     "Remote",
     "Sent",
@@ -45,24 +51,31 @@ __all__ = [
     "WeightFile",
     "array_facts",
     "checkpoint_params",
+    "continue_store",
     "damaged",
     "damaged_bundle",
+    "differences",
     "disk_usage",
     "elsewhere",
     "ids_hash",
+    "keep_intact",
     "open_store",
     "plan_upload",
     "publishing",
     "read_bank",
     "read_bundle_files",
     "read_checkpoint",
+    "read_progress",
     "read_weight_file",
+    "receipt",
     "refuse_bundle_target",
     "remove",
+    "remove_leavings",
     "send",
     "weights_sha256",
     "write_bundle_files",
     "write_checkpoint",
+    "write_progress",
     "write_store",
     "write_text",
     "write_weight_file",

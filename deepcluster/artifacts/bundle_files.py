@@ -71,9 +71,14 @@ def write_bundle_files(target: Path, files: BundleFiles, readme: str) -> None:
 
 
 def read_bundle_files(path: Path) -> BundleFiles:
-    """The bundle at `path`, all checksums verified; ArtifactError if it is none, damaged or of another version."""
+    """The bundle at `path`, all checksums verified; ArtifactError if it is none, damaged or of another version.
+
+    Links inside it are not followed out of it; the folder itself may be a link.
+    """
     if not os.path.isdir(path):
         raise ArtifactError(f"{path}: no such bundle; `deepcluster bundle` writes one, in a project's folder")
+    for name in sorted(OWN_FILES):
+        _refuse_elsewhere(path, name)
     if not (path / ABOUT).is_file():
         raise ArtifactError(f"{path}: not a bundle (it has no {ABOUT}); `deepcluster bundle` writes one")
     try:
@@ -96,6 +101,17 @@ def read_bundle_files(path: Path) -> BundleFiles:
 def damaged_bundle(path: Path, reason: str) -> ArtifactError:
     """The error of a bundle that does not read back as it was written."""
     return ArtifactError(f"{path}: damaged ({' '.join(reason.split())}); copy it again, or write it again")
+
+
+def _refuse_elsewhere(path: Path, name: str) -> None:
+    """ArtifactError for a link that leads out of the bundle, and for what is no file, such as a device."""
+    place = path / name
+    if not place.resolve().is_relative_to(path.resolve()):
+        raise ArtifactError(
+            f"{place}: a link that leads out of the bundle, not followed; copy the bundle with `cp -rL` if you trust it"
+        )
+    if place.exists() and not place.is_file():
+        raise damaged_bundle(place, "not a file")
 
 
 def _refuse_version(path: Path, about: Mapping[str, Any]) -> None:

@@ -60,6 +60,12 @@ def damaged(path: Path, reason: str) -> ArtifactError:
     return ArtifactError(f"{path}: damaged ({reason}); delete it and run `dvc checkout` or `dvc repro`")
 
 
+def digest_of(attributes: Mapping[str, Any]) -> str:
+    """sha256 (hex) over what JSON keeps of the attributes, without the digest itself."""
+    rest = {name: value for name, value in attributes.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def expect(path: Path | str, key: str, expected: object, found: object, made_by: str) -> None:
     """ArtifactError unless `found` is what was expected under `key`."""
     if found != expected:

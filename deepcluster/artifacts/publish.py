@@ -1,10 +1,15 @@
 """Atomic publish: written beside the target, flushed, renamed. A killed process leaves the old artifact or none."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from deepcluster import processes
+
+_LEAVING = re.compile(r"\..+\.(\d+)(?:\.old)?\.partial")
 
 
 @contextmanager
@@ -15,9 +20,7 @@ def publishing(target: Path) -> Iterator[Path]:
     Leavings of killed processes are removed on the way.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    for leaving in target.parent.glob(f".{target.name}.*.partial"):
-        if not _alive(leaving):
-            remove(leaving)
+    remove_leavings(target.parent, of=target.name)
     partial = target.parent / f".{target.name}.{os.getpid()}.partial"
     remove(partial)
     try:
@@ -30,6 +33,18 @@ def publishing(target: Path) -> Iterator[Path]:
     _fsync(target.parent)
 
 
+@contextmanager
+def publishing_from(folder: Path, target: Path) -> Iterator[None]:
+    """`folder`, to be written to, is moved to `target` when the block ends without an error; after one it stays.
+
+    For what somebody may go on with after a kill. It is flushed where it lies: what follows takes a moment.
+    """
+    yield
+    _flush(folder)
+    with publishing(target) as partial:
+        shutil.move(folder, partial)
+
+
 def remove(path: Path) -> None:
     """Delete a file or folder, if there is one."""
     if path.is_dir() and not path.is_symlink():
@@ -38,24 +53,28 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def remove_leavings(folder: Path, *, of: str | None = None, depth: int = 0) -> None:
+    """Delete what killed processes left of their publishing in `folder`, and in folders to a `depth` below it.
+
+    Of one target, if `of` names it. What belongs to another living process stays.
+    """
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        owner = _LEAVING.fullmatch(path.name)
+        if owner is None:
+            if depth and path.is_dir() and not path.is_symlink():
+                remove_leavings(path, of=of, depth=depth - 1)
+        elif (of is None or path.name.startswith(f".{of}.{owner[1]}.")) and not _of_another(int(owner[1])):
+            remove(path)
+
+
 def write_text(target: Path, text: str) -> None:
     """Publish a text file."""
     with publishing(target) as partial:
         partial.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _alive(partial: Path) -> bool:
-    """Whether the process that writes `partial` still runs."""
-    owner = partial.name.split(".")[-2]
-    if not owner.isdigit() or int(owner) == os.getpid():
-        return False
-    try:
-        os.kill(int(owner), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+def _of_another(owner: int) -> bool:
+    return owner != os.getpid() and processes.alive(owner)
 
 
 def _replace(partial: Path, target: Path) -> None:
@@ -64,8 +83,14 @@ def _replace(partial: Path, target: Path) -> None:
         partial.replace(target)
         return
     aside = target.parent / f".{target.name}.{os.getpid()}.old.partial"
+    remove(aside)
     target.rename(aside)
-    partial.rename(target)
+    try:
+        partial.rename(target)
+    except BaseException:
+        if not target.exists():
+            aside.rename(target)
+        raise
     remove(aside)
 
 

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from deepcluster.errors import RemoteError, UserError
 
 STORE, TIMEOUT = "DEEPCLUSTER_STORE", "DEEPCLUSTER_STORE_TIMEOUT"
+RECEIPT = ".sha256"  # ends the name of what says, beside an artifact, which content `uploading` has sent
 SECONDS = 60.0
 LEAST_BYTES = 16 << 20  # in so many seconds
 WORKERS = 2

@@ -1,24 +1,40 @@
 """Zarr stores behind a URL: shards are read whole, two at a time, and decoded from memory.
 
 Only the order of the bytes' arrival differs from a store on the disk: the same checks, the same blocks, the same rows.
+That another store has taken the place of this one is seen by what an upload takes away first: see `Stamp`.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deepcluster.artifacts.remote import Remote, ahead
-from deepcluster.artifacts.shards import Array, joined, regroup
+from deepcluster.artifacts.provenance import digest_of
+from deepcluster.artifacts.refusals import refuse_foreign, refuse_other, replaced
+from deepcluster.artifacts.remote import RECEIPT, Remote, ahead, elsewhere
+from deepcluster.artifacts.shards import METADATA, Array, joined, regroup
+from deepcluster.artifacts.store import Store, bounds
 from deepcluster.errors import ArtifactError, UserError
 
 if TYPE_CHECKING:
     import zarr
 
-DESCRIPTION, RECEIPT = "zarr.json", ".sha256"  # the latter beside what `uploading` has sent
+
+@dataclass(frozen=True)
+class Stamp:
+    """What tells a store behind a URL from another one that later lies in its place."""
+
+    receipt: bytes | None
+    description: bytes | None
+
+    @classmethod
+    def of(cls, remote: Remote) -> "Stamp":
+        """In the order in which an upload takes them away."""
+        return cls(remote.read_or_none(f"{METADATA}{RECEIPT}"), remote.read_or_none(METADATA))
 
 
 @dataclass(frozen=True)
@@ -30,6 +46,7 @@ class RemoteRows:
     description: bytes
     files: Mapping[str, Any]
     array: Any = field(repr=False)
+    stamp: Stamp = field(repr=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -63,7 +80,20 @@ class RemoteRows:
             yield joined(pieces)
 
     def shard(self, number: int) -> Array:
-        """Fetched, its size and its chunks' checksums verified, decoded."""
+        """Fetched, its size and its chunks' checksums verified, decoded; ArtifactError if the store was replaced."""
+        try:
+            rows = self._shard(number)
+        except ArtifactError:
+            self._refuse_replaced()
+            raise
+        self._refuse_replaced()
+        return rows
+
+    def _refuse_replaced(self) -> None:
+        if Stamp.of(self.remote) != self.stamp:
+            raise replaced(self.remote.url, by="an upload")
+
+    def _shard(self, number: int) -> Array:
         place = "/".join([self.name, "c", str(number), *["0"] * (len(self.shape) - 1)])
         expected = self.files.get(place)
         if not isinstance(expected, int):
@@ -75,7 +105,7 @@ class RemoteRows:
         if len(content) != expected:
             raise damaged_remote(self.remote, place, f"{len(content):,} bytes of {expected:,}")
         try:
-            array = _opened({DESCRIPTION: self.description, place.partition("/")[2]: content}, kind="array")
+            array = _opened({METADATA: self.description, place.partition("/")[2]: content}, kind="array")
             start = number * self.shard_rows
             return np.asarray(array[start : start + self.shard_rows])
         except UserError:
@@ -84,21 +114,80 @@ class RemoteRows:
             raise damaged_remote(self.remote, place, str(error) or type(error).__name__) from error
 
 
-def remote_group(remote: Remote) -> "tuple[zarr.Group, Mapping[str, bytes]] | None":
-    """The group with its arrays' descriptions, and these by the arrays' names; None if there is no store."""
-    root = remote.read_or_none(DESCRIPTION)
-    if root is None:
+@dataclass(frozen=True)
+class RemoteStore(Store):
+    """A store behind a URL; `path` is where it would lie in the project. `descriptions`: zarr.json of each array."""
+
+    remote: Remote
+    descriptions: Mapping[str, bytes]
+    stamp: Stamp
+
+    def read(self, name: str, rows: slice = slice(None)) -> Array:
+        """As of a store on the disk."""
+        found = self._rows(name)
+        return found.read(*bounds(rows, found.shape[0]))
+
+    def blocks(self, name: str, row_count: int = 8192, *, first: int = 0, workers: int = 0) -> Iterator[Array]:
+        """As of a store on the disk; `workers` makes no difference."""
+        found = self._rows(name)
+        return found.blocks(first - first % found.chunk_rows, max(1, row_count // found.chunk_rows) * found.chunk_rows)
+
+    def version(self, array: str) -> object:
+        return self.attributes["digest"], self.remote.url, self.stamp
+
+    def _rows(self, name: str) -> RemoteRows:
+        if name not in self.descriptions:
+            raise damaged_remote(self.remote, name, "it has no such array")
+        description = self.descriptions[name]
+        try:
+            refuse_foreign(f"{self.remote.url}/{name}", description)
+            array = self.group[name]
+        except UserError:
+            raise
+        except Exception as error:  # zarr raises whatever it stumbles over
+            raise damaged_remote(self.remote, name, str(error) or type(error).__name__) from error
+        return RemoteRows(self.remote, name, description, self.attributes["files"], array, self.stamp)
+
+
+def receipt(path: Path) -> str | None:
+    """Which content DEEPCLUSTER_STORE has of an artifact, a digest; None if that is not known.
+
+    path: of a store, or of the description of a checkpoint.
+    """
+    remote, description = elsewhere(path.parent), f"{path.name}/{METADATA}" if path.suffix == ".zarr" else path.name
+    found = None if remote is None else remote.read_or_none(f"{description}{RECEIPT}")
+    return None if found is None else hashlib.sha256(found).hexdigest()
+
+
+def open_remote(
+    remote: Remote, path: Path, schema: str, *, made_by: str, ids: str | None, epoch: int | None
+) -> RemoteStore | None:
+    """The store behind a URL, refused as one on the disk is; None if there is none."""
+    if remote.read_or_none(METADATA) is None:
         return None
+    stamp = Stamp.of(remote)
+    if stamp.description is None:  # an upload began just now
+        return None
+    attributes, group, descriptions = _parts(remote, stamp.description)
+    if attributes.get("digest") != digest_of(attributes):
+        raise damaged_remote(remote, METADATA, "attributes altered")
+    refuse_other(remote.url, attributes, schema, made_by, ids, epoch)
+    return RemoteStore(path, attributes, group, stamp, remote, descriptions)
+
+
+def _parts(remote: Remote, root: bytes) -> "tuple[dict[str, Any], zarr.Group, Mapping[str, bytes]]":
+    """The attributes, the group, and the arrays' descriptions by their names."""
     try:
         files: Mapping[str, Any] = json.loads(root)["attributes"]["files"]
-        names = [name for name in files if name.endswith(f"/{DESCRIPTION}")]
+        names = [name for name in files if name.endswith(f"/{METADATA}")]
         contents = dict(zip(names, ahead(lambda name: _verified(remote, name, files[name]), names), strict=True))
-        group = _opened({DESCRIPTION: root, **contents}, kind="group")
+        group = _opened({METADATA: root, **contents}, kind="group")
+        descriptions = {name.removesuffix(f"/{METADATA}"): content for name, content in contents.items()}
+        return dict(group.attrs), group, descriptions
     except UserError:
         raise
-    except Exception as error:
-        raise damaged_remote(remote, DESCRIPTION, str(error) or type(error).__name__) from error
-    return group, {name.removesuffix(f"/{DESCRIPTION}"): content for name, content in contents.items()}
+    except Exception as error:  # zarr raises whatever it stumbles over
+        raise damaged_remote(remote, METADATA, str(error) or type(error).__name__) from error
 
 
 def damaged_remote(remote: Remote, name: str, reason: str) -> ArtifactError:
@@ -126,5 +215,6 @@ def _opened(contents: Mapping[str, bytes], *, kind: str) -> Any:
     made = default_buffer_prototype().buffer.from_bytes
     store = MemoryStore({name: made(content) for name, content in contents.items()}, read_only=True)
     if kind == "group":
-        return zarr.open_group(store, mode="r", zarr_format=3)
+        # not consolidated: what each array's own zarr.json says is what is checked
+        return zarr.open_group(store, mode="r", zarr_format=3, use_consolidated=False)
     return zarr.open_array(store, mode="r", zarr_format=3)

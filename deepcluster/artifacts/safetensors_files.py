@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from deepcluster.artifacts.provenance import Provenance, damaged, expect, expect_version, plain
 from deepcluster.artifacts.publish import publishing
 from deepcluster.artifacts.remote import Remote, elsewhere
@@ -37,14 +39,12 @@ class CheckpointFiles:
 
 def write_checkpoint(target: Path, files: CheckpointFiles, provenance: Provenance) -> None:
     """Publish the folder: each kind of arrays as .safetensors, and checkpoint.json with the files' sha256."""
-    from safetensors.numpy import save
-
     with publishing(target) as partial:
         partial.mkdir()
-        contents = {"model.safetensors": save(files.weights), "optimizer.safetensors": save(files.optimizer)}
-        contents |= {name: save(arrays) for name, arrays in ((HEADS, files.heads), (AVERAGE, files.average)) if arrays}
+        contents = {"model.safetensors": _saved(files.weights), "optimizer.safetensors": _saved(files.optimizer)}
+        contents |= {name: _saved(found) for name, found in ((HEADS, files.heads), (AVERAGE, files.average)) if found}
         if files.bank is not None:
-            contents[BANK] = save({"bank": files.bank})
+            contents[BANK] = _saved({"bank": files.bank})
         for name, content in contents.items():
             (partial / name).write_bytes(content)
         description = provenance.attributes("checkpoint") | plain(files.description)
@@ -64,7 +64,7 @@ def read_checkpoint(path: Path, *, made_by: str, ids: str | None = None, epoch: 
         heads, average = (
             _read_safetensors(place, name, digests[name]) if name in digests else {} for name in (HEADS, AVERAGE)
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged(place, str(error) or type(error).__name__) from error
     named = _named(place)
     expect(named, "schema", "checkpoint", description.get("schema"), made_by)
@@ -82,7 +82,7 @@ def read_bank(path: Path) -> Array | None:
     try:
         _, digests = _description(place)
         return _read_safetensors(place, BANK, digests[BANK])["bank"] if BANK in digests else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged(place, str(error) or type(error).__name__) from error
 
 
@@ -92,7 +92,7 @@ def check_files(path: Path) -> None:
         for name, digest in _description(path)[1].items():
             if hashlib.sha256((path / name).read_bytes()).hexdigest() != digest:
                 raise damaged(path / name, "checksum differs")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(path, str(error) or type(error).__name__) from error
 
 
@@ -100,7 +100,7 @@ def checkpoint_params(path: Path) -> dict[str, Any]:
     """The params that a checkpoint was made with, read alone; empty if it is missing or damaged."""
     try:
         return dict(json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))["params"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 
@@ -131,6 +131,13 @@ def _description(place: Path | Remote) -> tuple[dict[str, Any], dict[str, str]]:
     """What checkpoint.json says, and of that the checksums by file."""
     description = json.loads(_content(place, DESCRIPTION))
     return description, description["sha256"]
+
+
+def _saved(arrays: dict[str, Array]) -> bytes:
+    """A safetensors file of the arrays; that library writes memory as it lies, so they are laid out in order first."""
+    from safetensors.numpy import save
+
+    return save({name: np.asarray(array, array.dtype.newbyteorder("<"), order="C") for name, array in arrays.items()})
 
 
 def _read_safetensors(place: Path | Remote, name: str, digest: str) -> dict[str, Array]:

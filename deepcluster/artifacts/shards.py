@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import google_crc32c
 import numpy as np
@@ -25,11 +25,24 @@ WRITE_BYTES = 8 << 20  # after this many the disk is told to start
 READ_BYTES = 8 << 20  # checked by a thread while the next are read
 BUFFERS_PER_CALL = 1024  # Linux's limit
 MISSING = 2**64 - 1
+METADATA = "zarr.json"
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
 
 CHECKED = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+
+
+class Rows(Protocol):
+    """Rows of an array for reading, wherever they lie."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def chunk_rows(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> Array: ...
 
 
 @dataclass(frozen=True)
@@ -99,6 +112,35 @@ class PlainRows:
         for check in checks:
             check.result()
         return rows
+
+    def intact(self, progress: Callable[[int, int], None] | None = None) -> int:
+        """How many chunks, from the first on, lie there as they were written, every whole shard with its index.
+
+        Of a shard whose index differs all chunks count: whoever writes its last one again writes the index.
+        """
+        done = 0
+        for shard in range(-(-self.shape[0] // (self.chunk_rows * self.shard_chunks))):
+            if not self._file(shard).is_file():
+                break
+            with _opened(self._file(shard), os.O_RDONLY) as file:
+                for offset in range(0, self._index_offset(shard), self._chunk_bytes):
+                    chunk = np.frombuffer(os.pread(file, self._chunk_bytes, offset), np.uint8)
+                    if len(chunk) < self._chunk_bytes or _crc32c([chunk[:-4]]) != chunk[-4:].tobytes():
+                        return done
+                    done += 1
+                    if progress is not None:
+                        progress(min(done * self.chunk_rows, self.shape[0]), self.shape[0])
+                expected = self._index(shard)
+                if os.pread(file, len(expected) + 1, self._index_offset(shard)) != expected:
+                    return done
+        return done
+
+    def cut_after(self, chunks: int) -> set[Path]:
+        """Cut the file that goes on beyond so many chunks; the files that hold these."""
+        whole, rest = divmod(chunks, self.shard_chunks)
+        if rest:
+            os.truncate(self._file(whole), rest * self._chunk_bytes)
+        return {self._file(shard) for shard in range(whole + bool(rest))}
 
     def _runs(self, rows: Array, start: int, stop: int) -> Generator[tuple[Path, list[list[Bytes]]], None, None]:
         """Chunks, as the parts that they consist of, read into `rows` and not yet checked, some megabytes at a time."""
@@ -172,7 +214,7 @@ class PlainRows:
 
 def plain_rows(folder: Path) -> PlainRows | None:
     """The rows of the array in `folder`, unless its metadata differs in anything from what `PlainRows` knows."""
-    found = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))
+    found = json.loads((folder / METADATA).read_text(encoding="utf-8"))
     try:
         shape, name = tuple(found["shape"]), found["data_type"]
         shard = found["chunk_grid"]["configuration"]["chunk_shape"]

@@ -15,12 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deepcluster.artifacts.provenance import Provenance, damaged, expect, expect_version, plain
-from deepcluster.artifacts.publish import publishing
-from deepcluster.artifacts.remote import Remote, ahead, elsewhere
-from deepcluster.artifacts.remote_store import DESCRIPTION, RECEIPT, RemoteRows, damaged_remote, remote_group
-from deepcluster.artifacts.shards import Array, PlainRows, ZarrRows, plain_rows, regroup
-from deepcluster.errors import ArtifactError, UserError
+from deepcluster.artifacts.provenance import (
+    Provenance,
+    damaged,
+    digest_of,
+    plain,
+)
+from deepcluster.artifacts.publish import publishing, publishing_from
+from deepcluster.artifacts.refusals import refuse_foreign, refuse_other, replaced
+from deepcluster.artifacts.remote import ahead
+from deepcluster.artifacts.shards import METADATA, Array, PlainRows, Rows, ZarrRows, plain_rows, regroup
+from deepcluster.errors import ArtifactError
 
 if TYPE_CHECKING:
     import zarr
@@ -42,26 +47,29 @@ class StoreWriter:
         for start in range(0, len(values), target.step):
             target.write(start, [values[start : start + target.step]])
 
-    def rows(self, name: str, blocks: Iterable[Array], *, total: int, dimensions: Sequence[str]) -> None:
+    def rows(
+        self, name: str, blocks: Iterable[Array], *, total: int, dimensions: Sequence[str], start: int = 0
+    ) -> None:
         """Write an array of `total` rows from blocks of any number of rows, which must not change once handed over.
 
         Some blocks (a shard of them, if zarr has to write it) are written by a thread while the next are computed.
+        `start`: the row that the blocks begin with, those before it being there already (see `keep_intact`).
         """
         blocks = iter(blocks)
         first = next(blocks, None)
         if first is None:
             raise ValueError(f"{name}: no rows to write")
         target = self._create(name, (total, *first.shape[1:]), first.dtype, dimensions)
-        written = 0
+        written = start
         with ThreadPoolExecutor(1) as pool:
             writing: Future[None] | None = None
-            for start, pieces in regroup(chain([first], blocks), target.step):
-                written = start + sum(map(len, pieces))
+            for row, pieces in regroup(chain([first], blocks), target.step):
+                written = start + row + sum(map(len, pieces))
                 if writing is not None:
                     writing.result()
                 if written > total:
                     break
-                writing = pool.submit(target.write, start, pieces)
+                writing = pool.submit(target.write, start + row, pieces)
             if writing is not None:
                 writing.result()
         if written != total:
@@ -82,6 +90,7 @@ class StoreWriter:
         shards, chunks = _layout(shape, dtype)
         # Floats hardly compress; images and labels do.
         compressors = [Crc32cCodec()] if dtype.kind == "f" else [ZstdCodec(level=1), Crc32cCodec()]
+        (self._folder / name / METADATA).unlink(missing_ok=True)
         array = self._group.create_array(
             name,
             shape=tuple(shape),
@@ -98,14 +107,27 @@ class StoreWriter:
 @contextmanager
 def write_store(target: Path, schema: str, provenance: Provenance, **extra: Any) -> Iterator[StoreWriter]:
     """Publish a zarr store of kind `schema` at `target`; `extra` goes into its attributes as it is (JSON)."""
+    with publishing(target) as partial, _writing(partial, provenance.attributes(schema) | plain(extra)) as writer:
+        yield writer
+
+
+@contextmanager
+def continue_store(folder: Path, target: Path, schema: str, provenance: Provenance) -> Iterator[StoreWriter]:
+    """The same, but until then the store lies in `folder`, where it stays after an error: see `keep_intact`."""
+    with publishing_from(folder, target), _writing(folder, provenance.attributes(schema)) as writer:
+        yield writer
+
+
+@contextmanager
+def _writing(folder: Path, attributes: dict[str, Any]) -> Iterator[StoreWriter]:
+    """A store to write to; when the block ends, it is complete."""
     import zarr
 
-    with publishing(target) as partial:
-        attributes = provenance.attributes(schema) | plain(extra)
-        group = zarr.create_group(partial, zarr_format=3, attributes=attributes)
-        yield StoreWriter(group, partial)
-        attributes["files"] = {name: _fingerprint(partial / name) for name in _files(partial)}
-        group.attrs.update({"files": attributes["files"], "digest": _digest(attributes)})
+    (folder / METADATA).unlink(missing_ok=True)
+    group = zarr.create_group(folder, zarr_format=3, attributes=attributes)
+    yield StoreWriter(group, folder)
+    attributes["files"] = {name: _fingerprint(folder / name) for name in _files(folder)}
+    group.attrs.update({"files": attributes["files"], "digest": digest_of(attributes)})
 
 
 @dataclass(frozen=True)
@@ -115,6 +137,7 @@ class Store:
     path: Path
     attributes: Mapping[str, Any]
     group: "zarr.Group"
+    stamp: object  # tells it from another one that later lies in its place
 
     @property
     def ids(self) -> str:
@@ -132,17 +155,19 @@ class Store:
         return self._rows(name).shape
 
     def read(self, name: str, rows: slice = slice(None)) -> Array:
-        """`rows` of an array, every chunk's checksum verified; ArtifactError if one is missing or damaged."""
+        """`rows` of an array, every chunk's checksum verified; ArtifactError if one is missing or damaged.
+
+        Also if another store has taken the place of this one since it was opened, so that parts of two never mix.
+        """
         found = self._rows(name)
-        start, stop, step = rows.indices(found.shape[0])
-        if step != 1:
-            raise ValueError(f"rows must be taken in steps of 1; got {rows}")
+        start, stop = bounds(rows, found.shape[0])
         try:
-            return found.read(start, max(start, stop))
-        except UserError:
-            raise
+            rows_read = found.read(start, stop)
         except Exception as error:  # zarr raises whatever its codecs raise
+            self._refuse_replaced()
             raise damaged(self.path / name, str(error) or type(error).__name__) from error
+        self._refuse_replaced()
+        return rows_read
 
     def blocks(self, name: str, row_count: int = 8192, *, first: int = 0, workers: int = 0) -> Iterator[Array]:
         """The array's rows in blocks of about `row_count`: whole chunks, so that none is read twice.
@@ -152,10 +177,7 @@ class Store:
         """
         found = self._rows(name)
         step = max(1, row_count // found.chunk_rows) * found.chunk_rows
-        first = self.block_start(name, first)
-        if isinstance(found, RemoteRows):
-            return found.blocks(first, step)
-        starts = range(first, found.shape[0], step)
+        starts = range(first - first % found.chunk_rows, found.shape[0], step)
 
         def block(start: int) -> Array:
             return self.read(name, slice(start, start + step))
@@ -176,90 +198,67 @@ class Store:
         times = [(self.path / name).stat().st_mtime_ns for name in sorted(files)]
         return self.attributes["digest"], times
 
-    def _rows(self, name: str) -> PlainRows | ZarrRows | RemoteRows:
+    def _refuse_replaced(self) -> None:
+        if _stamp(self.path) != self.stamp:
+            raise replaced(self.path)
+
+    def _rows(self, name: str) -> Rows:
         if not self.has(name):
             raise damaged(self.path, f"it has no array {name}")
         for file, expected in self.attributes["files"].items():
             if file.startswith(f"{name}/") and _fingerprint(self.path / file) != expected:
+                self._refuse_replaced()
                 raise damaged(self.path / file, "missing, cut short or altered")
+        _refuse_foreign(self.path / name)
         return plain_rows(self.path / name) or ZarrRows(self.group[name])
 
 
-@dataclass(frozen=True)
-class RemoteStore(Store):
-    """A store behind a URL; `path` is where it would lie in the project. `descriptions`: zarr.json of each array."""
-
-    remote: Remote
-    descriptions: Mapping[str, bytes]
-
-    def version(self, array: str) -> object:
-        return self.attributes["digest"], self.remote.url, self.remote.read_or_none(f"{DESCRIPTION}{RECEIPT}")
-
-    def _rows(self, name: str) -> RemoteRows:
-        if name not in self.descriptions:
-            raise damaged_remote(self.remote, name, "it has no such array")
-        return RemoteRows(self.remote, name, self.descriptions[name], self.attributes["files"], self.group[name])
-
-
 def open_store(path: Path, schema: str, *, made_by: str, ids: str | None = None, epoch: int | None = None) -> Store:
-    """Open the store at `path`, refusing one that is missing, damaged, of another kind, data set or epoch.
-
-    One that is not there is looked for in DEEPCLUSTER_STORE, where that is set. `made_by` names the DVC stage that
-    writes it, for the remedy in the message.
-    """
+    """The store at `path`; see `opening.open_store`, which looks behind a URL too."""
     import zarr
 
     if not path.exists():
-        return _open_remote(path, schema, made_by, ids, epoch)
+        raise ArtifactError(f"{path}: not found; run `dvc repro {made_by}`")
+    stamp = _stamp(path)
     try:
-        group = zarr.open_group(path, mode="r", zarr_format=3)
+        # not consolidated: what each array's own zarr.json says is what is checked
+        group = zarr.open_group(path, mode="r", zarr_format=3, use_consolidated=False)
         attributes = dict(group.attrs)
     except Exception as error:
         raise damaged(path, str(error) or type(error).__name__) from error
-    if attributes.get("digest") != _digest(attributes):
+    if attributes.get("digest") != digest_of(attributes):
         raise damaged(path, "attributes altered")
-    _refuse_other(str(path), attributes, schema, made_by, ids, epoch)
-    return Store(path, attributes, group)
+    refuse_other(path, attributes, schema, made_by, ids, epoch)
+    return Store(path, attributes, group, stamp)
 
 
 def check_files(path: Path) -> None:
     """ArtifactError unless the store at `path` has its attributes and the files that they tell of, by size."""
     try:
-        attributes = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))["attributes"]
+        attributes = json.loads((path / METADATA).read_text(encoding="utf-8"))["attributes"]
         files = dict(attributes["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise damaged(path, str(error) or type(error).__name__) from error
-    if attributes.get("digest") != _digest(attributes):
+    if attributes.get("digest") != digest_of(attributes):
         raise damaged(path, "attributes altered")
     for name, expected in files.items():
         if _fingerprint(path / name) != expected:
             raise damaged(path / name, "missing, cut short or altered")
 
 
-def _open_remote(path: Path, schema: str, made_by: str, ids: str | None, epoch: int | None) -> Store:
-    remote = elsewhere(path)
-    found = None if remote is None else remote_group(remote)
-    if remote is None or found is None:
-        where = "" if remote is None else f", nor is there {remote.url}"
-        raise ArtifactError(f"{path}: not found{where}; run `dvc repro {made_by}`")
-    group, descriptions = found
-    attributes = dict(group.attrs)
-    if attributes.get("digest") != _digest(attributes):
-        raise damaged_remote(remote, DESCRIPTION, "attributes altered")
-    _refuse_other(remote.url, attributes, schema, made_by, ids, epoch)
-    return RemoteStore(path, attributes, group, remote, descriptions)
+def bounds(rows: slice, count: int) -> tuple[int, int]:
+    """Where a slice of so many rows begins and ends; ValueError if it takes steps."""
+    start, stop, step = rows.indices(count)
+    if step != 1:
+        raise ValueError(f"rows must be taken in steps of 1; got {rows}")
+    return start, max(start, stop)
 
 
-def _refuse_other(
-    named: str, attributes: Mapping[str, Any], schema: str, made_by: str, ids: str | None, epoch: int | None
-) -> None:
-    """ArtifactError for a store of another kind, layout, data set or epoch."""
-    expect(named, "schema", schema, attributes.get("schema"), made_by)
-    expect_version(named, schema, attributes, made_by)
-    if ids is not None and attributes.get("ids") != ids:
-        raise ArtifactError(f"{named}: belongs to another data set or sample order; run `dvc repro {made_by}`")
-    if epoch is not None:
-        expect(named, "epoch", epoch, attributes.get("epoch"), made_by)
+def _refuse_foreign(folder: Path) -> None:
+    try:
+        refuse_foreign(folder, (folder / METADATA).read_bytes())
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise damaged(folder, str(error) or type(error).__name__) from error
 
 
 def _layout(shape: Sequence[int], dtype: np.dtype[Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -284,10 +283,13 @@ def _fingerprint(path: Path) -> int | str | None:
     """
     if not path.is_file():
         return None
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.name == "zarr.json" else path.stat().st_size
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.name == METADATA else path.stat().st_size
 
 
-def _digest(attributes: Mapping[str, Any]) -> str:
-    """sha256 over the attributes, without the digest itself."""
-    rest = {name: value for name, value in attributes.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """Tells a store from another one that later lies in its place; None where there is none."""
+    try:
+        found = (path / "zarr.json").stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns

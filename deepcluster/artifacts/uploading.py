@@ -7,15 +7,17 @@ sha256 of all that was sent, by which a second upload, and a copy of the images 
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from deepcluster.artifacts import safetensors_files, store
 from deepcluster.artifacts.provenance import damaged
-from deepcluster.artifacts.remote import Remote, ahead
-from deepcluster.artifacts.remote_store import DESCRIPTION, RECEIPT
+from deepcluster.artifacts.refusals import replaced
+from deepcluster.artifacts.remote import RECEIPT, Remote, ahead
+from deepcluster.artifacts.shards import METADATA
 
-DESCRIPTIONS = (DESCRIPTION, safetensors_files.DESCRIPTION)
+DESCRIPTIONS = (METADATA, safetensors_files.DESCRIPTION)
 
 
 @dataclass(frozen=True)
@@ -40,15 +42,21 @@ def plan_upload(path: Path) -> Sent:
     last = next((name for name in DESCRIPTIONS if name in names), None)
     if last is None:
         raise damaged(path, f"it has neither {' nor '.join(DESCRIPTIONS)}")
-    store.check_files(path) if last == DESCRIPTION else safetensors_files.check_files(path)
+    store.check_files(path) if last == METADATA else safetensors_files.check_files(path)
     files = (*(name for name in names if name != last), last)
     return Sent(path, files, sum((path / name).stat().st_size for name in files))
 
 
 def send(planned: Sent, remote: Remote, *, force: bool) -> Iterator[int]:
-    """Yields bytes as they have arrived; nothing if the same artifact is there already and `force` is not given."""
+    """Yields bytes as they have arrived; nothing if the same artifact is there already and `force` is not given.
+
+    ArtifactError, and no artifact there, if another one takes the place of this one meanwhile.
+    """
     receipt = f"{planned.description}{RECEIPT}"
-    digest = _digest(planned)
+    digests = _digests(planned)
+    digest = (
+        hashlib.sha256("".join(f"{name}:{digests[name]}\n" for name in planned.files).encode()).hexdigest().encode()
+    )
     before = remote.read_or_none(receipt)
     if before == digest and not force:
         return
@@ -58,7 +66,10 @@ def send(planned: Sent, remote: Remote, *, force: bool) -> Iterator[int]:
         remote.remove(planned.description)
 
     def put(name: str) -> int:
-        content = (planned.path / name).read_bytes()
+        with _unreplaced(planned):
+            content = (planned.path / name).read_bytes()
+        if hashlib.sha256(content).hexdigest() != digests[name]:
+            raise replaced(planned.path)
         remote.write(name, content)
         return len(content)
 
@@ -67,10 +78,19 @@ def send(planned: Sent, remote: Remote, *, force: bool) -> Iterator[int]:
     remote.write(receipt, digest)
 
 
-def _digest(planned: Sent) -> bytes:
-    """sha256 (hex) over names and contents. A store's description is not enough: it has the sizes of shards alone."""
-    digest = hashlib.sha256()
+def _digests(planned: Sent) -> dict[str, str]:
+    """sha256 (hex) of each file. A store's description is not enough: it has the sizes of shards alone."""
+    digests = {}
     for name in planned.files:
-        with (planned.path / name).open("rb") as file:
-            digest.update(f"{name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest().encode()
+        with _unreplaced(planned), (planned.path / name).open("rb") as file:
+            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+@contextmanager
+def _unreplaced(planned: Sent) -> Iterator[None]:
+    """A file that has gone since they were looked at went with its artifact."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise replaced(planned.path) from None

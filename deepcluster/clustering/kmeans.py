@@ -25,7 +25,7 @@ from deepcluster.blockwise import l2_normalize
 from deepcluster.clustering.assignment import assign, fill_empty_clusters
 from deepcluster.clustering.backends import Init, KMeansBackend, train, uses_gpu
 from deepcluster.errors import NumericsError
-from deepcluster.metrics import refuse_non_finite
+from deepcluster.metrics import refuse_beyond_float32, refuse_non_finite
 
 __all__ = ["Clustering", "Init", "KMeansBackend", "kmeans", "memory_needed", "uses_gpu"]
 
@@ -84,7 +84,7 @@ def kmeans(
     `points_per_centroid`: train on that many rows a cluster, drawn anew for each run, and assign all; None: all rows.
     `spherical` is for faiss only. `gpu`: None takes the GPUs that faiss sees, else the CPU; True insists; False
     forbids. scikit-learn ignores it.
-    NumericsError: k < 2, k > N, rows that are not finite. UserError: `gpu` insisted on, none there.
+    NumericsError: k < 2, k > N, rows that are not finite, or beyond 1e15. UserError: `gpu` insisted on, none there.
     """
     _check(rows_Nd, k, iterations, restarts, initial_centroids_Kd)
     if spherical and backend != "faiss":
@@ -160,6 +160,7 @@ def _check(
         raise NumericsError(f"cluster.k: must be <= N = {len(rows_Nd)} images; got {k}")
     if initial_Kd is not None and initial_Kd.shape != (k, rows_Nd.shape[1]):
         raise ValueError(f"initial_centroids_Kd must have shape {(k, rows_Nd.shape[1])}; got {initial_Kd.shape}")
-    refuse_non_finite(rows_Nd, "rows")
-    if initial_Kd is not None:
-        refuse_non_finite(initial_Kd, "initial_centroids_Kd")
+    for name, values in (("rows", rows_Nd), ("initial_centroids_Kd", initial_Kd)):
+        if values is not None:
+            refuse_non_finite(values, name)
+            refuse_beyond_float32(values, name)

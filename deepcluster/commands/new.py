@@ -12,6 +12,9 @@ def new(
         Path,
         typer.Option("--images", metavar="FOLDER", help="Your images, or folders of them.", show_default=False),
     ],
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Read what links to files and folders elsewhere lead to, also later.")
+    ] = False,
 ) -> None:
     """Make a project for a folder of images: settings from a look at them, git and DVC initialised.
 
@@ -20,7 +23,7 @@ def new(
     """
     from deepcluster.projects.write import new_project
 
-    look, chosen, committed = new_project(folder, images)
+    look, chosen, committed = new_project(folder, images, follow_links=follow_links)
     print(f"{look.root}: {look.count:,} images, {len(look.unreadable)} of {look.looked:,} looked at cannot be read")
     for choice in chosen:
         print(f"  {choice.key}: {_shown(choice.value)} ({choice.why})")

@@ -74,12 +74,18 @@ def bundle(
     print(f"{out}: {found.name}; `deepcluster assign --bundle {quoted} IMAGES --out labels.csv` uses it")
 
 
+FollowLinks = Annotated[
+    bool, typer.Option("--follow-links", help="Read what links in a folder to files and folders elsewhere lead to.")
+]
+
+
 def assign(
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGE_OR_FOLDER...", help="Files, and folders with images at any depth.")
     ],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The CSV; - for stdout.", show_default=False)],
     bundle: BundleFolder = None,
+    follow_links: FollowLinks = False,
 ) -> None:
     """Tell the cluster of every image: a CSV with a row a file. Never reads the data set, changes no artifact.
 
@@ -96,7 +102,7 @@ def assign(
     if not to_stdout:
         refuse_table_target(out)
     used = _bundle(bundle)
-    found = assign_files(used, images, device())
+    found = assign_files(used, images, device(), follow_links=follow_links)
     text = as_csv(found)
     if to_stdout:
         sys.stdout.buffer.write(text.encode())  # UTF-8 whatever the locale
@@ -118,6 +124,7 @@ def sort(
         bool | None, typer.Option("--copy/--link", help="Copies, or relative symbolic links.", show_default=False)
     ] = None,
     bundle: BundleFolder = None,
+    follow_links: FollowLinks = False,
     force: Annotated[bool, typer.Option("--force", help="Replace what an earlier `sort` laid out there.")] = False,
 ) -> None:
     """Lay the images of a folder out by cluster: DIR/00, DIR/01, ... and DIR/labels.csv, which says what went where.
@@ -133,7 +140,7 @@ def sort(
         raise UserError("sort: say --copy (copies) or --link (relative symbolic links)")
     refuse_folders(folder, into, force=force)
     used = _bundle(bundle)
-    found = assign_files(used, [folder], device())
+    found = assign_files(used, [folder], device(), follow_links=follow_links)
     refuse_nothing(found)
     lay_out(found, into, k=used.k, copy=copy)
     for line in summary(found, used):

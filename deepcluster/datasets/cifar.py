@@ -2,14 +2,16 @@
 
 The batches are pickles of Python 2: a dict with `data`, uint8 [n, 3072] (red, green, blue planes of 32x32, row by
 row), and `labels`, n numbers from 0 to 9. A pickle can call anything that it names, so only the names for arrays are
-known here, and they mean classes of ours. Where a batch is missing, ROOT/cifar-10-python.tar.gz is unpacked, after a
+known here, and they mean classes of ours. It can also ask for a place in memory by a number of any size, which is
+refused as well. Where a batch is missing, ROOT/cifar-10-python.tar.gz is unpacked, after a
 download if it is not there or not the right one.
 """
 
 import pickle
+import pickletools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -92,9 +94,21 @@ def _unpickle(path: Path) -> Any:
     """What a batch holds; text of Python 2 comes as str, byte for byte."""
     try:
         with path.open("rb") as file:
+            _refuse_far_places(file, path.stat().st_size)
             return _ArraysOnly(file, encoding="latin1").load()
     except Exception as problem:  # a damaged pickle can raise nearly everything
         raise DataError(f"{path}: cannot be read ({reason(problem)}); {FETCH_AGAIN}") from problem
+
+
+def _refuse_far_places(file: IO[bytes], size: int) -> None:
+    """UnpicklingError for a pickle that numbers what it remembers beyond its own length, and has memory for all of it.
+
+    Leaves the file at its start.
+    """
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and isinstance(argument, int) and argument > size:
+            raise pickle.UnpicklingError(f"remembers something as number {argument:,}")
+    file.seek(0)
 
 
 def _read_batch(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:

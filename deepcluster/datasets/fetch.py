@@ -6,6 +6,7 @@ beside its place and renamed into it, checked and whole, so what an interrupted 
 of ROOT.
 """
 
+import gzip
 import os
 import shutil
 import stat
@@ -17,11 +18,14 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, cast
 
 from deepcluster.errors import DataError, MissingDataError, nearest
 
 FETCH_AGAIN = "delete it and fetch it again"
+LARGEST_RATIO = 20  # of what an archive unpacks to, to its own size; the data sets' archives stay below 3
+SMALL = 64 << 20  # bytes that any archive may unpack to
+MOST_MEMBERS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -127,19 +131,58 @@ def reason(problem: Exception | None) -> str:
 def unpack(archive: Path, target: Path) -> None:
     """Unpack a .zip or .tar.gz into the new folder `target`: plain files and folders, all of them inside of it.
 
-    DataError for a damaged archive, and for names or links that lead elsewhere.
+    DataError for a damaged archive, for names or links that lead elsewhere, and for one that holds more than its size
+    makes credible: LARGEST_RATIO times as many bytes, or over MOST_MEMBERS files and folders.
     """
     target.mkdir(parents=True)
-    opened = _zip_members if archive.suffix == ".zip" else _tar_members
+    opened, content = _zip_members if archive.suffix == ".zip" else _tar_members, _Allowance(archive)
     try:
-        for member, source in opened(archive):
+        for number, (member, source) in enumerate(opened(archive)):
+            if number == MOST_MEMBERS:
+                raise _implausible(archive, f"holds over {MOST_MEMBERS:,} files")
             path = target.joinpath(*_safe_parts(archive, member))
             (path if source is None else path.parent).mkdir(parents=True, exist_ok=True)
             if source is not None:
                 with source, path.open("wb") as file:
-                    shutil.copyfileobj(source, file, 1 << 20)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, NotImplementedError, RuntimeError) as problem:
+                    shutil.copyfileobj(content.counted(source), file, 1 << 20)
+    except (
+        zipfile.BadZipFile,
+        tarfile.TarError,
+        gzip.BadGzipFile,
+        EOFError,
+        zlib.error,
+        NotImplementedError,
+        RuntimeError,
+    ) as problem:
         raise DataError(f"{archive}: damaged ({reason(problem)}); {FETCH_AGAIN}") from problem
+
+
+class _Allowance:
+    """The bytes that an archive may still give; DataError at the first one beyond."""
+
+    def __init__(self, archive: Path) -> None:
+        self._archive = archive
+        self._left = self._limit = max(SMALL, LARGEST_RATIO * archive.stat().st_size)
+
+    def counted(self, source: IO[bytes] | gzip.GzipFile) -> IO[bytes]:
+        """A reader of `source` that takes what is read from the allowance."""
+        return cast("IO[bytes]", _Counted(source, self))
+
+    def take(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise _implausible(self._archive, f"unpacks to over {self._limit:,} bytes")
+
+
+class _Counted:
+    def __init__(self, source: IO[bytes] | gzip.GzipFile, allowance: _Allowance) -> None:
+        self._source = source
+        self._allowance = allowance
+
+    def read(self, size: int) -> bytes:
+        content = self._source.read(size)
+        self._allowance.take(len(content))
+        return content
 
 
 def _place(archive: Archive, root: Path, base: Path) -> None:
@@ -173,7 +216,9 @@ def _zip_members(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
 
 
 def _tar_members(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
-    with tarfile.open(archive, "r|*") as opened:  # a stream: gzip cannot seek without unpacking anew
+    # A stream: gzip cannot seek without unpacking anew. Counted by itself too, as headers can be of any length, and
+    # the content by whoever reads it, as a sparse file is longer than what lies in the stream.
+    with gzip.open(archive) as stream, tarfile.open(fileobj=_Allowance(archive).counted(stream), mode="r|") as opened:
         for info in opened:
             if not (info.isfile() or info.isdir()):
                 raise _refused(archive, info.name, "is neither a file nor a folder")
@@ -185,6 +230,10 @@ def _safe_parts(archive: Path, member: str) -> tuple[str, ...]:
     if path.is_absolute() or ".." in path.parts or "\\" in member or ":" in member or "\0" in member:
         raise _refused(archive, member, "leads out of the folder")
     return path.parts
+
+
+def _implausible(archive: Path, found: str) -> DataError:
+    return DataError(f"{archive}: refused, as it {found}, far more than a file of its size should; {FETCH_AGAIN}")
 
 
 def _refused(archive: Path, member: str, why: str) -> DataError:

@@ -5,7 +5,9 @@ Which folder    ROOT/SPLIT if that is a folder. Otherwise splits "all", "train" 
 Which files     Names ending in one of EXTENSIONS (any case), at any depth, in the codepoint order of their paths.
                 Names that begin with a dot are ignored. File links are followed inside ROOT only. Folder links are
                 never followed: those that stay inside the folder being read are ignored, as their content is
-                read where it lies; the others count as unreadable.
+                read where it lies; the others count as unreadable. With follow_links, links to files and folders
+                elsewhere are followed, and the split may be a link: what they lead to is read under the link's name,
+                a folder once, by the first link to it.
 Targets         Two or more subfolders of which each has images, and no image outside of them: each is a class, and
                 deeper files belong to the class of their first folder. Otherwise (flat; one subfolder only; images both
                 at the top and in subfolders) everything is read and nothing has a target.
@@ -34,6 +36,8 @@ from deepcluster.errors import DataError
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 LARGEST_NATIVE = 256
 SHOWN = 5
+FOLDER_LINK, FILE_LINK = "link to a folder elsewhere", "link that leads out of the folder"
+READ = "read where it lies"
 WHOLE_FOLDER = ("", "all", "train")
 
 
@@ -55,13 +59,14 @@ def read_folder(
     image_size: int | None,
     grayscale: bool,
     max_unreadable: float = 0.0,
+    follow_links: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> FolderImages:
     """All images of a folder; the module's docstring has the rules. DataError for anything the user can mend."""
     if not 0 <= max_unreadable <= 1:
         raise ValueError(f"max_unreadable must be between 0 and 1; got {max_unreadable}")
-    base = split_folder(root, split)
-    listed, refused = list_images(root, base)
+    base = split_folder(root, split, follow_links=follow_links)
+    listed, refused = list_images(root, base, follow_links=follow_links)
     if not listed and not refused:
         raise DataError(f"{base}: holds no images ({' '.join(EXTENSIONS)})")
     with strict_pillow():
@@ -76,7 +81,7 @@ def read_folder(
     return FolderImages(images_NCHW[: len(kept)], kept, targets_N, class_names, skipped)
 
 
-def split_folder(root: Path, split: str) -> Path:
+def split_folder(root: Path, split: str, *, follow_links: bool = False) -> Path:
     """The folder that holds a split: ROOT/SPLIT, or ROOT for an unsplit folder."""
     if not root.is_dir():
         raise DataError(f"{root}: {'is not a folder' if root.exists() else 'no such folder'}")
@@ -84,7 +89,7 @@ def split_folder(root: Path, split: str) -> Path:
         raise DataError(f"split must be the name of a folder in {root}, not a path; got {split!r}")
     inner = root / split
     if split and inner.is_dir():
-        if not inner.resolve().is_relative_to(root.resolve()):
+        if not follow_links and not inner.resolve().is_relative_to(root.resolve()):
             raise DataError(
                 f"{inner}: is a link that leads out of {root}; give the folder that it leads to as the root"
             )
@@ -94,25 +99,27 @@ def split_folder(root: Path, split: str) -> Path:
     return root
 
 
-def list_images(root: Path, base: Path) -> tuple[list[str], dict[str, str]]:
+def list_images(root: Path, base: Path, *, follow_links: bool = False) -> tuple[list[str], dict[str, str]]:
     """Paths below root of the images in base, sorted; and those that must not be read, with the reason."""
     listed: list[str] = []
     refused: dict[str, str] = {}
+    followed: set[str] | None = set() if follow_links else None
 
     def unlisted(problem: OSError) -> None:
         refused[_relative(root, str(problem.filename))] = f"folder cannot be listed ({problem.strerror})"
 
-    for folder, subfolders, files in os.walk(base, onerror=unlisted):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in subfolders:
+    for folder, subfolders, files in os.walk(base, onerror=unlisted, followlinks=follow_links):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in [name for name in subfolders if os.path.islink(os.path.join(folder, name))]:
             path = os.path.join(folder, name)
-            if os.path.islink(path) and not _inside(path, base):
-                refused[_relative(root, path)] = "link to a folder elsewhere"
+            if reason := _folder_link(path, base, followed):
+                subfolders.remove(name)
+                refused |= {} if reason == READ else {_relative(root, path): reason}
         for name in files:
             if name.startswith(".") or not name.lower().endswith(EXTENSIONS):
                 continue
             path = os.path.join(folder, name)
-            if reason := _refusal(path, root):
+            if reason := _refusal(path, root, follow_links=follow_links):
                 refused[_relative(root, path)] = reason
             else:
                 listed.append(_relative(root, path))
@@ -153,6 +160,8 @@ def _check_share(base: Path, unreadable: dict[str, str], total: int, max_unreada
     lines += [f"  {sample_id}: {reason}" for sample_id, reason in list(unreadable.items())[:SHOWN]]
     if len(unreadable) > SHOWN:
         lines.append(f"  and {len(unreadable) - SHOWN} more")
+    if {FOLDER_LINK, FILE_LINK} & set(unreadable.values()):
+        lines.append("  data.follow_links: true follows links that lead elsewhere")
     raise DataError("\n".join(lines))
 
 
@@ -173,16 +182,29 @@ def _targets(sample_ids: Sequence[str], prefix: str) -> tuple[npt.NDArray[np.int
     return np.array([number[part[0]] for part in parts], np.int64), class_names
 
 
-def _refusal(path: str, root: Path) -> str:
+def _refusal(path: str, root: Path, *, follow_links: bool) -> str:
     """Why a file must not be opened, or an empty string."""
-    if not _inside(path, root):
-        return "link that leads out of the folder"
+    if not follow_links and not _inside(path, root):
+        return FILE_LINK
     if not os.path.isfile(path):
-        return "broken link" if os.path.islink(path) else "not a regular file"
+        return "not a regular file" if os.path.exists(path) else "broken link"
     try:
         path.encode()
     except UnicodeEncodeError:
         return "name is not UTF-8"
+    return ""
+
+
+def _folder_link(path: str, base: Path, followed: set[str] | None) -> str:
+    """Why a link to a folder is not followed, or an empty string. `followed`: what was, None if nothing is to be."""
+    target = os.path.realpath(path)
+    if _inside(path, base) or (followed and target in followed):
+        return READ
+    if followed is None:
+        return FOLDER_LINK
+    if base.resolve().is_relative_to(target):
+        return "link to a folder that holds this one"
+    followed.add(target)
     return ""
 
 

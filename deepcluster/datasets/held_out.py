@@ -29,7 +29,14 @@ def own_test_split(name: DataName) -> str | None:
             assert_never(name)
 
 
-def test_split_of(name: DataName, *, root: Path, split: str, test_split: str | None) -> str | None:
+def test_split_of(
+    name: DataName,
+    *,
+    root: Path,
+    split: str,
+    test_split: str | None,
+    follow_links: bool = False,  # noqa: PT028 - this is no test
+) -> str | None:
     """The split to hold out, or None. `test_split`: its name; "none"; None for the data set's own beside `train`.
 
     Touches no file but the folder of images itself. DataError where the named one is, or lies in, what is trained on.
@@ -44,7 +51,7 @@ def test_split_of(name: DataName, *, root: Path, split: str, test_split: str | N
         raise DataError(f"data.test_split: {test_split!r} has images of data.split {split!r}, which is trained on")
     if name == "folder" and test_split in WHOLE_FOLDER and not (test_split and (root / test_split).is_dir()):
         raise DataError(f"data.test_split: must be a subfolder of {root}; got {test_split!r}")
-    if name == "folder" and split_folder(root, split) == root:
+    if name == "folder" and split_folder(root, split, follow_links=follow_links) == root:
         raise DataError(
             f"data.test_split: data.split {split!r} reads the whole of {root}, and so trains on {test_split!r} too; "
             "lay the training images into a subfolder and name that"

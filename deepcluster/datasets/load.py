@@ -56,6 +56,7 @@ def load_dataset(
     image_size: int | None,
     grayscale: bool,
     max_unreadable: float = 0.0,
+    follow_links: bool = False,
     progress: Progress | None = None,
 ) -> Dataset:
     """The data set `name` (see `DataName`) as uint8 arrays, in an order that never changes.
@@ -67,6 +68,7 @@ def load_dataset(
     folder: any folder of images; see `deepcluster.datasets.folder` for its rules.
     image_size: side of the square result; None keeps the native size, of gtsrb, which has none, 32.
     grayscale: one channel, ITU-R 601. max_unreadable: for folders only, elsewhere an unreadable file is an error.
+    follow_links: for folders only, links out of them are read; elsewhere such a link is an error.
     progress(done, total) is called now and then. Raises DataError for anything the user can mend.
     """
     if image_size is not None and image_size < 1:
@@ -84,6 +86,7 @@ def load_dataset(
                 image_size=image_size,
                 grayscale=grayscale,
                 max_unreadable=max_unreadable,
+                follow_links=follow_links,
                 progress=progress,
             )
             return _listed(found)

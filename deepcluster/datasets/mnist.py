@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from deepcluster.datasets.fetch import FETCH_AGAIN, check_split, download_file, ensure, keep_inside, reason
 from deepcluster.errors import DataError
+from deepcluster.memory import refuse_too_large
 
 MnistName = Literal["mnist", "fashionmnist", "kmnist"]
 FILES = {
@@ -33,6 +34,7 @@ CLASS_NAMES: dict[MnistName, tuple[str, ...]] = {
 }  # fmt: skip
 UNSIGNED_BYTE = 8
 CLASSES = 10
+DEFLATE = 1032  # a gzipped byte holds so many at most (zlib's documentation)
 
 
 def read_mnist(
@@ -53,20 +55,32 @@ def read_mnist(
 
 
 def read_idx(path: Path, *, dimensions: int) -> npt.NDArray[np.uint8]:
-    """The uint8 array in an IDX file (gzipped if the name ends in .gz); DataError unless it is exactly as it says."""
+    """The uint8 array in an IDX file (gzipped if the name ends in .gz); DataError unless it is exactly as it says.
+
+    Never unpacks more than the header promises, nor what would not fit into memory (ResourceError).
+    """
     try:
         with _open(path) as stream:
             zeros, kind, found = struct.unpack(">HBB", stream.read(4))
             if (zeros, kind, found) != (0, UNSIGNED_BYTE, dimensions):
                 raise DataError(f"{path}: not an IDX file of unsigned bytes in {dimensions} dimensions")
             shape = struct.unpack(f">{dimensions}I", stream.read(4 * dimensions))
-            body = stream.read()
+            expected = int(np.prod(shape, dtype=object))
+            body = _body(stream, path, expected)
     except (OSError, EOFError, zlib.error, struct.error) as problem:
         raise DataError(f"{path}: cannot be read ({problem}); {FETCH_AGAIN}") from problem
-    expected = int(np.prod(shape, dtype=object))
     if len(body) != expected:
-        raise DataError(f"{path}: damaged, its header promises {expected} bytes and {len(body)} follow; {FETCH_AGAIN}")
+        follow = "more" if len(body) > expected else len(body)
+        raise DataError(f"{path}: damaged, its header promises {expected} bytes and {follow} follow; {FETCH_AGAIN}")
     return np.frombuffer(body, np.uint8).reshape(shape).copy()  # frombuffer alone would be read-only
+
+
+def _body(stream: IO[bytes], path: Path, expected: int) -> bytes:
+    """The bytes after the header: as many as are expected, or one more, or those that there are."""
+    possible = path.stat().st_size * (DEFLATE if path.suffix == ".gz" else 1)
+    needed = min(expected, possible)
+    refuse_too_large(2 * needed, f"{path}: {needed:,} bytes of pixels or labels", "this is no file of MNIST or its kin")
+    return stream.read(needed + 1)
 
 
 def _open(path: Path) -> IO[bytes]:

@@ -17,6 +17,7 @@ from deepcluster.errors import DataError
 FILES = {"train": "usps.bz2", "test": "usps.t.bz2"}
 SIDE = 16
 CLASSES = 10
+LARGEST = 128 << 20  # bytes of text; the files here hold at most a fifth of that, and bz2 could hide terabytes
 
 
 def read_usps(root: Path, split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], list[str]]:
@@ -45,9 +46,12 @@ def read_usps(root: Path, split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArra
 def _lines(path: Path) -> list[bytes]:
     try:
         with bz2.open(path) as stream:
-            lines = stream.read().splitlines()
+            text = stream.read(LARGEST + 1)
     except (OSError, EOFError) as problem:
         raise DataError(f"{path}: cannot be read ({problem}); {FETCH_AGAIN}") from problem
+    if len(text) > LARGEST:
+        raise DataError(f"{path}: refused, as it unpacks to over {LARGEST:,} bytes; {FETCH_AGAIN}")
+    lines = text.splitlines()
     if not lines:
         raise DataError(f"{path}: holds no images")
     return lines

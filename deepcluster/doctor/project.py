@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from deepcluster.doctor.storage import Link, cache_link, existing, room, writabl
 from deepcluster.errors import DataError, ParamsError, RunnerError, ScheduleError, UserError
 from deepcluster.fingerprints import CODE_FILE, changed_stages
 from deepcluster.params import PARAMS_FILE, load_params
+from deepcluster.processes import alive
 
 if TYPE_CHECKING:
     from deepcluster.params.sections import Data
@@ -93,10 +93,10 @@ def _folder(data: "Data", root: Path) -> Check:
 
     remedy = "name your folder: `deepcluster set data.root=FOLDER`"
     try:
-        base = split_folder(root, data.split)
+        base = split_folder(root, data.split, follow_links=data.follow_links)
     except DataError as error:
         return Check("data set", "fail", one_line(error), remedy)
-    listed, refused = list_images(root, base)
+    listed, refused = list_images(root, base, follow_links=data.follow_links)
     if not listed:
         return Check("data set", "fail", f"{base}: no images that may be read", remedy)
     empty = sum((root / name).stat().st_size == 0 for name in listed)
@@ -195,9 +195,12 @@ def dvc_ready() -> Iterator[Check]:
 
 
 def runs_going_on() -> Iterator[Check]:
-    """Whether another process holds DVC's locks."""
-    holders = sorted({*_lock_holder(Path(".dvc/tmp/lock")), *_stage_runners(Path(".dvc/tmp/rwlock"))})
-    if holders:
+    """Whether another process holds DVC's locks, and whether DVC can read its list of them."""
+    rwlock = Path(".dvc/tmp/rwlock")
+    holders = sorted({*_lock_holder(Path(".dvc/tmp/lock")), *_stage_runners(rwlock)})
+    if not holders and _is_torn(rwlock):
+        yield Check("runs", "warn", f"a killed DVC left {rwlock} half written", "`deepcluster run` mends it")
+    elif holders:
         remedy = "wait for it; a second run would stop at once"
         yield Check("runs", "warn", f"DVC is at work in process {', '.join(map(str, holders))}", remedy)
     else:
@@ -225,17 +228,17 @@ def _stage_runners(path: Path) -> list[str]:
         return []
     writers, readers = content.get("write", {}).values(), content.get("read", {}).values()
     entries = [*writers, *(entry for several in readers for entry in several)]
-    return [str(entry["pid"]) for entry in entries if _alive(int(entry["pid"]))]
+    return [str(entry["pid"]) for entry in entries if alive(int(entry["pid"]))]
 
 
-def _alive(process: int) -> bool:
+def _is_torn(path: Path) -> bool:
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
         return False
-    except PermissionError:
-        pass
-    return True
+    except ValueError:
+        return True
+    return False
 
 
 def disk() -> Iterator[Check]:

@@ -59,7 +59,7 @@ def _prepared(data: Data) -> DataSize | None:
     if not layout.IMAGES.exists() or not layout.TARGETS.exists():
         return None
     images = artifacts.open_store(layout.IMAGES, "images", made_by="prepare")
-    used, wanted = images.attributes["params"], plain(data.model_dump(exclude={"test_split"}))
+    used, wanted = images.attributes["params"], plain(data.recorded(test_split=False))
     if {name: value for name, value in used.items() if name != "test_split"} != wanted:
         return None
     count, channels, side, _ = images.shape("images")
@@ -78,15 +78,23 @@ def _folder(data: Data, root: Path) -> DataSize:
     from deepcluster.datasets.folder import list_images, split_folder
     from deepcluster.projects.look import classes_of, common_side
 
-    base = split_folder(root, data.split)
-    listed, _ = list_images(root, base)
+    base = split_folder(root, data.split, follow_links=data.follow_links)
+    listed, _ = list_images(root, base, follow_links=data.follow_links)
     if not listed:
         raise DataError(f"{base}: holds no images that may be read")
     sample = listed[:: max(1, len(listed) // HEADERS)]
     side = data.image_size or common_side(root, sample)
     classes = classes_of(listed, "" if base == root else f"{data.split}/")
     channels = 1 if data.grayscale else 3
-    test = test_split_of(data.name, root=root, split=data.split, test_split=data.test_split)
-    held_out = len(list_images(root, split_folder(root, test))[0]) if test and classes else 0
+    held_out = _held_out(data, root) if classes else 0
     where = f"names in {base}"
     return DataSize(len(listed), channels, side, len(classes) or None, where, root, tuple(sample), held_out)
+
+
+def _held_out(data: Data, root: Path) -> int:
+    """How many images of a folder are kept for evaluate."""
+    from deepcluster.datasets.folder import list_images, split_folder
+
+    links = data.follow_links
+    test = test_split_of(data.name, root=root, split=data.split, test_split=data.test_split, follow_links=links)
+    return len(list_images(root, split_folder(root, test, follow_links=links), follow_links=links)[0]) if test else 0

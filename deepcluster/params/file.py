@@ -14,6 +14,7 @@ from deepcluster.params.contradictions import contradictions
 from deepcluster.params.sections import Params
 
 PARAMS_FILE = Path("params.yaml")
+MOST_VALUES = 10_000  # of a params.yaml, which has about 150; aliases of aliases could stand for billions
 
 
 def load_params(path: Path = PARAMS_FILE) -> Params:
@@ -57,8 +58,13 @@ def parse(text: str, path: Path) -> dict[str, Any]:
     """The sections in a text of YAML that lies at `path`, not yet validated; ParamsError if there are none."""
     try:
         content = YAML(typ="safe").load(text)
-    except YAMLError as error:
+        count = _count(content, {})
+    except (YAMLError, ValueError) as error:  # ValueError: what looks like a date or number and is none
         raise ParamsError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ParamsError(f"{path}: nested too deeply") from None
+    if count > MOST_VALUES:
+        raise ParamsError(f"{path}: holds over {MOST_VALUES:,} values, aliases (*name) written out; expected about 150")
     if content is None:
         raise ParamsError(f"{path}: empty; expected sections such as data, model, cluster")
     if not isinstance(content, dict):
@@ -66,17 +72,31 @@ def parse(text: str, path: Path) -> dict[str, Any]:
     return content
 
 
+def _count(tree: Any, counted: dict[int, int]) -> int:
+    """How many values a tree of YAML holds with its aliases written out; too many for one that holds itself."""
+    if not isinstance(tree, dict | list):
+        return 1
+    if id(tree) not in counted:
+        counted[id(tree)] = MOST_VALUES + 1  # until it is counted, so that an alias of itself ends here
+        inner = tree.values() if isinstance(tree, dict) else tree
+        counted[id(tree)] = 1 + sum(_count(value, counted) for value in inner)
+    return counted[id(tree)]
+
+
 def _describe(path: Path, mistake: Any) -> str:
     """`params.yaml: cluster.k: must be >= 2; got 1` of one pydantic error."""
+    *parent, name = mistake["loc"]
+    found = mistake["input"]
+    if mistake["type"] == "extra_forbidden":
+        return f"{path}: {'.'.join([*parent, name])}: unknown key{nearest(name, known_keys(parent))}"
+    if mistake["type"] == "invalid_key":
+        section = f"{'.'.join(parent)}: " if parent else ""
+        return f"{path}: {section}keys must be words; got {found!r}"
     location = [part for part in mistake["loc"] if not str(part).startswith(("function-", "constrained-"))]
     location = [part for part in location if part not in ("int", "float", "none")]
     if location and isinstance(location[-1], int):  # an element of a list: name the list
         location.pop()
     key = ".".join(str(part) for part in location)
-    found = mistake["input"]
-    if mistake["type"] == "extra_forbidden":
-        parent, name = location[:-1], str(location[-1])
-        return f"{path}: {key}: unknown key{nearest(name, known_keys(parent))}"
     shown = list(found) if isinstance(found, tuple) else found
     return f"{path}: {key}: {_expected(mistake)}; got {shown!r}"
 

@@ -18,6 +18,12 @@ def _sequence_to_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _writable(text: str) -> str:
+    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError("must be text that can be a name: without NUL and surrogates")
+    return text
+
+
 def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
     if not 0 < bounds[0] <= bounds[1]:
         raise ValueError("must be [low, high] with 0 < low <= high")
@@ -42,12 +48,13 @@ def _numbers_once(numbers: tuple[int, ...]) -> tuple[int, ...]:
     return numbers
 
 
+Text = Annotated[str, AfterValidator(_writable)]
 Range = Annotated[tuple[float, float], BeforeValidator(_sequence_to_tuple), AfterValidator(_ascending)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_sequence_to_tuple), AfterValidator(_each_once)]
+Names = Annotated[tuple[Text, ...], BeforeValidator(_sequence_to_tuple), AfterValidator(_each_once)]
 Count = Annotated[int, Field(ge=1)]
 Counts = Annotated[tuple[Count, ...], BeforeValidator(_sequence_to_tuple), AfterValidator(_numbers_once)]
 
@@ -62,12 +69,18 @@ class Data(Section):
     """Which images: see `deepcluster.datasets`."""
 
     name: DataName = "digits"
-    root: str = "data/raw"
-    split: str = "train"
-    test_split: str | None = None
+    root: Text = "data/raw"
+    split: Text = "train"
+    test_split: Text | None = None
     image_size: Annotated[int, Field(ge=8, le=1024)] | None = None
     grayscale: bool = False
     max_unreadable: Fraction = 0.0
+    follow_links: bool = False
+
+    def recorded(self, *, test_split: bool = True) -> dict[str, Any]:
+        """The section as artifacts record it: `follow_links` only where it is on, so all others keep their bytes."""
+        left_out = {"test_split": not test_split, "follow_links": not self.follow_links}
+        return self.model_dump(exclude={name for name, out in left_out.items() if out})
 
 
 class Model(Section):
@@ -76,7 +89,7 @@ class Model(Section):
     arch: Arch = "convnet"
     sobel: bool = False
     grayscale: bool = False
-    weights: str | None = None
+    weights: Text | None = None
 
 
 class Extract(Section):
@@ -271,6 +284,7 @@ class Params(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
     epochs: Count = 10
+    deterministic: bool = False
     data: Data = Field(default_factory=Data)
     model: Model = Field(default_factory=Model)
     extract: Extract = Field(default_factory=Extract)

@@ -80,6 +80,8 @@ def _data(look: Look, side: int) -> Iterator[Choice]:
     colour = f"all {look.looked} images looked at are grey" if look.grey else "the images have colour"
     yield Choice("data.grayscale", look.grey, colour)
     yield Choice("data.max_unreadable", *_unreadable(look))
+    if look.follow_links:
+        yield Choice("data.follow_links", True, "asked for with --follow-links")
 
 
 def _unreadable(look: Look) -> tuple[float, str]:

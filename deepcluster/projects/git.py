@@ -11,6 +11,7 @@ from deepcluster.errors import UserError
 DVC_CONFIG = """\
 [core]
     analytics = false
+    check_update = false
 [cache]
     type = "reflink,hardlink,copy"
 """

@@ -28,7 +28,7 @@ class Look:
     refused: files that are never opened (links that lead out, names that are not UTF-8).
     looked: how many were decoded. unreadable: those of them that failed, with the reason.
     sides: the shorter side of each of the others, in pixels. grey: none of them has colour.
-    classes: subfolders that count as classes; none if unlabelled.
+    classes: subfolders that count as classes; none if unlabelled. follow_links: as asked for.
     """
 
     root: Path
@@ -41,6 +41,7 @@ class Look:
     sides: tuple[int, ...]
     grey: bool
     classes: tuple[str, ...]
+    follow_links: bool = False
 
     @property
     def side(self) -> int:
@@ -48,14 +49,20 @@ class Look:
         return median_low(self.sides)
 
 
-def look_at(root: Path, *, sample: int = SAMPLE, progress: Callable[[int, int], None] | None = None) -> Look:
+def look_at(
+    root: Path,
+    *,
+    sample: int = SAMPLE,
+    follow_links: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Look:
     """Look at the images of a folder by the rules of `datasets.folder`, at most `sample` of them, evenly spaced.
 
     ROOT/train is taken where there is one, else all of ROOT. DataError: no folder, no images, none that can be read.
     """
     split = "train" if (root / "train").is_dir() else "all"
-    base = split_folder(root, split)
-    listed, refused = list_images(root, base)
+    base = split_folder(root, split, follow_links=follow_links)
+    listed, refused = list_images(root, base, follow_links=follow_links)
     if not listed:
         found = f"holds no images ({' '.join(EXTENSIONS)})"
         raise DataError(f"{base}: {found if not refused else f'none of its images may be read: {_some(refused)}'}")
@@ -77,6 +84,7 @@ def look_at(root: Path, *, sample: int = SAMPLE, progress: Callable[[int, int], 
         sides=tuple(map(min, sizes)),
         grey=_are_grey(images_NCHW[readable]),
         classes=classes_of(listed, f"{split}/" if base != root else ""),
+        follow_links=follow_links,
     )
 
 

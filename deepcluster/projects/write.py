@@ -26,7 +26,7 @@ __pycache__/
 FIRST_COMMIT = "Project made by `deepcluster new`"
 
 
-def new_project(folder: Path, images: Path) -> tuple[Look, list[Choice], bool]:
+def new_project(folder: Path, images: Path, *, follow_links: bool = False) -> tuple[Look, list[Choice], bool]:
     """Make a project in `folder`, which must not exist or be empty, for the images in another folder.
 
     What was seen, what was chosen, and whether there is a first commit (not where git knows no author).
@@ -38,7 +38,7 @@ def new_project(folder: Path, images: Path) -> tuple[Look, list[Choice], bool]:
     folder, images = Path(os.path.abspath(folder)), Path(os.path.abspath(images.expanduser()))
     refuse_place(folder, images)
     with reporting("look at the images", "images") as report:
-        look = look_at(images, progress=report)
+        look = look_at(images, follow_links=follow_links, progress=report)
     chosen = choices(look)
     text, name = params_text(look, chosen), readme(folder.name, look, chosen)
     with _whole(folder) as partial:

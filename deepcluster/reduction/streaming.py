@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deepcluster.blockwise import l2_normalize, one_thread_a_product
 from deepcluster.errors import NumericsError
-from deepcluster.metrics import refuse_non_finite
+from deepcluster.metrics import refuse_beyond_float32, refuse_non_finite
 from deepcluster.reduction.moments import moments
 
 # A direction whose standard deviation is below a millionth of the features' root mean square norm is taken to have no
@@ -104,12 +104,13 @@ def check_components(components: int, count: int, features: int) -> None:
 
 
 def checked(blocks: Iterator[NDArray[np.floating]]) -> Iterator[NDArray[np.float32]]:
-    """The non-empty blocks as float32; the first row that is not finite (there) stops the pass."""
+    """The non-empty blocks as float32; the first row that is not finite (there), or far too large, stops the pass."""
     row = 0
     for block in blocks:
         with np.errstate(over="ignore"):
             block_BD = np.asarray(block, dtype=np.float32)
         refuse_non_finite(block_BD, "features", first_row=row)
+        refuse_beyond_float32(block_BD, "features")
         row += len(block_BD)
         if len(block_BD):
             yield block_BD

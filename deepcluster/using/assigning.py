@@ -31,9 +31,11 @@ class Assigned:
         return [name for name in self.names if name not in self.failures]
 
 
-def assign_files(bundle: Bundle, arguments: Sequence[Path], device: torch.device) -> Assigned:
+def assign_files(
+    bundle: Bundle, arguments: Sequence[Path], device: torch.device, *, follow_links: bool = False
+) -> Assigned:
     """The clusters of files and of folders of images; DataError for arguments that are neither."""
-    files, failures = list_files(arguments), dict[str, str]()
+    files, failures = list_files(arguments, follow_links=follow_links), dict[str, str]()
     with reporting("assign", "images") as report:
         placement = place(bundle, decoded(files, bundle.preprocessing, failures, report), device)
     return Assigned(files.names, failures, placement)

@@ -28,8 +28,10 @@ class Files:
     refused: dict[str, str]
 
 
-def list_files(arguments: Sequence[Path]) -> Files:
+def list_files(arguments: Sequence[Path], *, follow_links: bool = False) -> Files:
     """Every file named, whatever it is called, and of every folder the images in it, at any depth (`datasets.folder`).
+
+    What is named may be a link; those in a folder are followed out of it with `follow_links` only.
 
     DataError that lists all arguments that are neither, or the first folder without an image.
     """
@@ -39,7 +41,7 @@ def list_files(arguments: Sequence[Path]) -> Files:
     refused: dict[str, str] = {}
     for path in arguments:
         if path.is_dir():
-            listed, problems = list_images(path, path)
+            listed, problems = list_images(path, path, follow_links=follow_links)
             if not listed and not problems:
                 raise DataError(f"{path}: holds no images ({' '.join(EXTENSIONS)})")
             found = dict.fromkeys(listed, "") | problems

@@ -1,0 +1,102 @@
+"""How extract and train go on where a killed process stopped."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from stages.common import device
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from deepcluster.resuming import Progress
+    from deepcluster.training import StepResult
+    from deepcluster.training_state import TrainingState
+
+
+def progress_of(
+    stage: str, epoch: int, settings: Mapping[str, Any], inputs: "Mapping[str, Path]", *, once: bool = False
+) -> "Progress":
+    """The stage's progress. `settings`: the params that its bytes depend on; `inputs`: the files and folders."""
+    from deepcluster import layout
+    from deepcluster.fingerprints import fingerprints
+    from deepcluster.resuming import Key, Progress
+
+    decides = {"params": dict(settings), "code": fingerprints()[stage], "versions": _versions(), "machine": _machine()}
+    key = Key(decides | {"epoch": epoch}, inputs)
+    return Progress(f"{stage}@{epoch}", layout.progress(stage, epoch), key, once=once)
+
+
+def take_steps(
+    begin: "Callable[[int], Generator[StepResult]]",
+    state: "TrainingState",
+    progress: "Progress",
+    *,
+    steps: int,
+    images: int,
+) -> "list[StepResult]":
+    """All steps of an epoch: those of an interrupted run, whose state is taken up, and those of `begin(steps taken)`.
+
+    Nothing is kept after the last step but one: a compiled backbone that sees the last batch alone, which may be
+    smaller, rounds otherwise than one that has seen the others.
+    """
+    from deepcluster.progress import counted
+
+    arrays = progress.found()
+    results = [] if arrays is None else state.restore(arrays)
+    if results:
+        print(f"{progress.label}: continues at step {len(results):,} of {steps:,}", file=sys.stderr)
+
+    def taken() -> "Iterator[StepResult]":
+        with closing(begin(len(results))) as new:
+            for step in new:
+                results.append(step)
+                if step.step != steps - 1:
+                    progress.boundary(lambda: state.arrays(results))
+                yield step
+
+    seen = sum(step.images for step in results)
+    with progress.catching():
+        for _ in counted(taken(), progress.label, images, "images", lambda step: step.images, start=seen):
+            pass
+    return results
+
+
+def noting(blocks: "Generator[NDArray[np.float32]]", progress: "Progress") -> "Iterator[NDArray[np.float32]]":
+    """The blocks passed through; after a while, or a signal, it is noted what the rows written so far belong to."""
+    with closing(blocks):
+        for block in blocks:
+            yield block
+            progress.boundary(dict)
+
+
+def _versions() -> dict[str, str]:
+    import platform
+
+    import numpy
+    import torch
+
+    from deepcluster import __version__
+
+    return {
+        "deepcluster": __version__,
+        "python": platform.python_version(),
+        "numpy": numpy.__version__,
+        "torch": torch.__version__,
+    }
+
+
+def _machine() -> list[object]:
+    """What rounding depends on: device, threads, instruction set."""
+    import platform
+
+    import torch
+
+    found = device()
+    name = torch.cuda.get_device_name(found) if found.type == "cuda" else platform.machine()
+    return [str(found), name, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()]
