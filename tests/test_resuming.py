@@ -368,6 +368,11 @@ class TestSignals:
         assert begun == []
         assert result() == expected
 
+    def test_one_after_the_last_step_is_not_lost(self, run):
+        progress = resuming.Progress("train@1", layout.progress("train", 1), resuming.Key({}, {}))
+        with pytest.raises(KeyboardInterrupt), progress.catching():
+            signal.raise_signal(signal.SIGINT)
+
     def test_what_is_ignored_stays_ignored(self, run):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.handlers[signal.SIGINT] = signal.SIG_IGN
