@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from deepcluster import completion, layout
+from deepcluster.commands.check import check
 from deepcluster.commands.compare import compare
 from deepcluster.commands.doctor import doctor
 from deepcluster.commands.estimate import estimate
@@ -50,6 +51,7 @@ app.command()(verify)
 
 app.command()(new)
 app.command()(doctor)
+app.command()(check)
 app.command()(estimate)
 
 app.command()(filters)

@@ -37,7 +37,14 @@ class CollapseError(UserError):
 
 
 class ResourceError(UserError):
-    """The work would need more memory than there is; said before it starts."""
+    """The work needs more memory or threads than there are; said before it starts, where that can be known."""
+
+
+class StorageError(UserError):
+    """A disk is full, read-only or failing, a file may not be touched, or too many are open.
+
+    What was to be written is not published; what was to be read is not thereby damaged.
+    """
 
 
 class ScheduleError(UserError):

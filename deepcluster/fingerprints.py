@@ -55,7 +55,7 @@ def code_text() -> str:
 def refresh(path: Path = CODE_FILE) -> list[str]:
     """Bring stages/code.yaml up to the installed code, if the project has one; the stages whose code is another."""
     changed = changed_stages(path)
-    if path.is_file() and path.read_text(encoding="utf-8") != (text := code_text()):
+    if path.is_file() and path.read_bytes() != (text := code_text()).encode():
         write_text(path, text)
     return changed
 

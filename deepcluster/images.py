@@ -29,6 +29,7 @@ def open_rows(images: artifacts.Store) -> NDArray[np.uint8]:
     In memory when they take at most DEEPCLUSTER_MEMORY_SHARE (0 to 1, by default half) of the memory available now.
     Otherwise the store is decoded once into `data/.images-KEY.u8`, which later stages use again. KEY stands for the
     store's digest and its files' times, so after `prepare` has run the file is made anew and the old one removed.
+    A file that is not as it was written is made anew too: its checksum is compared whenever it is opened.
     It is a cache: delete it at will.
     """
     if _fit(images):
@@ -100,13 +101,11 @@ def memory_share() -> float:
 def _flat_file(images: artifacts.Store) -> Path:
     """The file of the images' bytes, row after row; written first, if it is not there."""
     target = layout.DATA / f".images-{_key(images)}.u8"
-    if not target.exists() or target.stat().st_size != math.prod(images.shape("images")):
+    if not artifacts.is_whole(target, math.prod(images.shape("images"))):
         for old in layout.DATA.glob(".images-*.u8"):
             old.unlink(missing_ok=True)
         try:
-            with artifacts.publishing(target) as partial, partial.open("wb") as file:
-                for rows in images.blocks("images", _rows_at_once(images), workers=1):
-                    file.write(rows.tobytes())
+            artifacts.write_flat(target, images.blocks("images", _rows_at_once(images), workers=1))
         except OSError as error:
             raise UserError(
                 f"{target}: cannot be written: {error.strerror}; free disk space, or raise DEEPCLUSTER_MEMORY_SHARE "

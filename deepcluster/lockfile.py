@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from deepcluster.artifacts import write_text
+from deepcluster.errors import RunnerError
 
 _HEAD = "schema: '2.0'\nstages:\n"
 _START = re.compile(r"^  (?! |- ).+:\n", flags=re.MULTILINE)
 _REST = re.compile(r"(?:   .*\n|  - .*\n)*")
+_OTHER_HASH = re.compile(r"^ +(?:- )?hash: (?!md5$)(.*)$", flags=re.MULTILINE)
 _ENTRY = re.compile(r"^  (?! )(.+):\n((?:   .*\n|  - .*\n)*)", flags=re.MULTILINE)
 
 
@@ -31,6 +33,19 @@ def write_entries(lockfile: Any, stages: Sequence[Any]) -> None:
         entries |= entry(stage)
     write_text(path, join(entries))
     lockfile.repo.scm_context.track_file(lockfile.relpath)
+
+
+def check_lock(path: Path = Path("dvc.lock")) -> None:
+    """RunnerError for what DVC fails on without a word of its own: no text, or the name of a hash that is not md5."""
+    if not path.exists():
+        return
+    remedy = f"run `git checkout {path}`, or delete it: DVC finds again in its run-cache what was run"
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError:
+        raise RunnerError(f"{path}: not UTF-8 text; {remedy}") from None
+    if found := _OTHER_HASH.search(text):
+        raise RunnerError(f"{path}: damaged (hash: expected md5, got {found[1]!r}); {remedy}")
 
 
 def split(text: str) -> dict[str, str] | None:

@@ -122,7 +122,7 @@ def origin(revision: str | None) -> Iterator[Origin]:
     if not PARAMS_FILE.exists():
         raise UserError(f"{PARAMS_FILE}: not found; run this in the project's folder, the one with dvc.yaml")
     if revision is None:
-        text = LOCK.read_text(encoding="utf-8") if LOCK.is_file() else ""
+        text = LOCK.read_bytes().decode(errors="replace") if LOCK.is_file() else ""
         yield Origin(None, Path(), _parsed(text, str(LOCK)))
         return
     from dvc.api import DVCFileSystem

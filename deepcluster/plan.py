@@ -77,7 +77,7 @@ def plan(epochs: int | None = None, path: Path = layout.SCHEDULE) -> tuple[int, 
     except ScheduleError:  # to be replaced; this command is the remedy that its message names
         before = []
     text = schedule_text(epochs)
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+    if not path.is_file() or path.read_bytes() != text.encode():
         artifacts.write_text(path, text)
     refresh()
     numbered = [(folder.name, folder) for folder in layout.HISTORY.glob("*")]

@@ -19,7 +19,8 @@ from typing import Any
 from deepcluster import artifacts, layout
 from deepcluster.errors import BusyError, RunnerError, UserError
 from deepcluster.evaluation.epochs import epoch_row
-from deepcluster.lockfile import write_entries
+from deepcluster.faults import explained
+from deepcluster.lockfile import check_lock, write_entries
 from deepcluster.mending import mend
 from deepcluster.params import PARAMS_FILE, load_params
 from deepcluster.plan import check_schedule
@@ -70,9 +71,9 @@ def run(targets: Sequence[str] = ()) -> int:
         cause = _cause(error)
         if isinstance(cause, UserError | KeyboardInterrupt):
             raise cause from None
-        raise RunnerError(f"{error}: {cause}") from cause
+        raise explained(cause) or RunnerError(f"{error}: {cause}") from cause
     except DvcException as error:
-        raise RunnerError(f"dvc: {' '.join(str(error).split())}") from error
+        raise explained(error) or RunnerError(f"dvc: {' '.join(str(error).split())}") from error
 
 
 @contextmanager
@@ -91,6 +92,7 @@ def _alone() -> Iterator[Any]:
                 )
         for line in mend(repo):
             print(line, flush=True)
+        check_lock()
         yield repo
 
 

@@ -137,7 +137,7 @@ def _run(seed: int, params: Params, used: str, *, quiet: bool) -> dict[str, Any]
     done = subprocess.run(command, cwd=work, stdout=sys.stderr if quiet else None)  # noqa: S603 - ourselves
     if done.returncode:
         return done.returncode
-    metrics = json.loads((work / layout.EVALUATION / "metrics.json").read_text(encoding="utf-8"))
+    metrics = artifacts.read_json(work / layout.EVALUATION / "metrics.json", made_by="evaluate")
     result = {
         "seed": seed,
         "made_with": used,

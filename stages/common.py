@@ -14,6 +14,7 @@ import typer
 from deepcluster import completion, layout, locking, processes
 from deepcluster.determinism import deterministic_torch
 from deepcluster.errors import BusyError, UserError
+from deepcluster.faults import explained, explaining
 from deepcluster.fingerprints import check_code
 from deepcluster.params import Params, at_epoch, load_params
 from deepcluster.plan import check_schedule, scheduled_epochs
@@ -34,6 +35,18 @@ Epoch = Annotated[
 ]
 
 INTERRUPTED = 130
+
+# What makes a stage need less memory.
+LESS_MEMORY = {
+    "prepare": "set a smaller data.image_size",
+    "initialise": "set a smaller model.arch",
+    "extract": "set a smaller extract.batch_size, or DEEPCLUSTER_MEMORY_SHARE=0 to map the images from the disk",
+    "pca": "set pca.backend streaming, or fewer pca.components",
+    "cluster": "set fewer pca.components, or cluster.points_per_centroid",
+    "train": "set a smaller train.batch_size, or DEEPCLUSTER_MEMORY_SHARE=0 to map the images from the disk",
+    "evaluate": "set a smaller extract.batch_size, evaluate.probe none or evaluate.retrieval false",
+    "report": "set a smaller evaluate.gallery",
+}
 
 Overrides = Annotated[
     list[str] | None,
@@ -90,12 +103,18 @@ def override(overrides: list[str] | None, *, plans: bool = False) -> None:
 
 
 def run_app(app: typer.Typer) -> None:
-    """Run a typer app; a UserError becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    """Run a typer app; a UserError becomes one line on stderr and exit code 2, Ctrl-C exit code 130.
+
+    So does what the machine refuses (`deepcluster.faults`): no space, no memory, no right to write.
+    """
     settle()  # read when torch and faiss load, which is after this line
     try:
         app()
-    except UserError as error:
-        for line in str(error).splitlines():
+    except Exception as error:
+        known = error if isinstance(error, UserError) else explained(error)
+        if known is None:
+            raise
+        for line in str(known).splitlines():
             print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stop:  # typer makes an exit code of Ctrl-C, without a word
@@ -129,6 +148,7 @@ def stage(name: str, epoch: int | None = None) -> Iterator[Params]:
         check_schedule(params.epochs)
         check_code()
     with (
+        explaining(addressed, LESS_MEMORY.get(name)),
         locking.only_writer(addressed),
         recorded(name, epoch),
         deterministic_torch(params.deterministic and _uses_torch(name)),

@@ -27,6 +27,7 @@ def evaluate() -> None:
     from deepcluster.evaluation import epochs, final, measures, trust_runs
     from deepcluster.evaluation.lineage import write_lineage
     from deepcluster.evaluation.places import write_places
+    from deepcluster.evaluation.tables import write_results
     from deepcluster.headline import scores
     from deepcluster.images import open_rows
     from deepcluster.seeding import derive_seed
@@ -64,16 +65,17 @@ def evaluate() -> None:
         provenance = artifacts.Provenance(images.samples, images.ids, last, params.seed, settings.model_dump())
         final.write_clusters(layout.EVALUATION / "clusters.zarr", provenance, result, targets_N, class_names)
         write_places(provenance, result.places)
-        write_lineage(provenance, last=last)
-        csv = final.clusters_csv(images.strings("sample_ids"), result.clustering)
-        artifacts.write_text(layout.EVALUATION / "clusters.csv", csv)
-        artifacts.write_text(layout.EVALUATION / "epochs.csv", epochs.to_csv(rows))
+        tables = {
+            "lineage.csv": write_lineage(provenance, last=last),
+            "clusters.csv": final.clusters_csv(images.strings("sample_ids"), result.clustering),
+            "epochs.csv": epochs.to_csv(rows),
+        }
         metrics = result.metrics | {"pseudo_labels": epochs.last_scores(rows)}
         metrics["trust"] = trust_runs.trust_section(
             images, result.clustering, params=params, epoch=last, device=device(), gpu=gpu
         )
-        for name, content in (("metrics.json", metrics), ("scores.json", scores(metrics))):
-            artifacts.write_text(layout.EVALUATION / name, json.dumps(content, indent=2) + "\n")
+        artifacts.write_text(layout.EVALUATION / "scores.json", json.dumps(scores(metrics), indent=2) + "\n")
+        write_results(metrics, tables)
 
 
 def _clusters(params: "Params", classes: int, count: int) -> int:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from typing import TYPE_CHECKING
 
 from stages.common import Epoch, device, main, open_images, stage
@@ -51,7 +50,7 @@ def train(epoch: Epoch) -> None:
             results = work(params, epoch, images, checkpoint, clusters, progress)
             artifacts.write_text(layout.train_steps(epoch), _steps_csv(results))
             summary = _summary(epoch, results)
-            artifacts.write_text(layout.train_summary(epoch), json.dumps(summary, indent=2) + "\n")
+            artifacts.write_json(layout.train_summary(epoch), summary)
             progress.clear()
         print(f"train@{epoch}: {_described(summary)}")
 

@@ -4,6 +4,7 @@ The finished run of two epochs is made once, whatever the number of test process
 """
 
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -13,6 +14,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+# Before numpy, torch and faiss load, for this process and those that it starts: the tests' arrays are too small for
+# more, and threads that wait for each other beside busy processes took more than half of the processor's time (33 s
+# in the place of 13 s in test_estimator). Tests of what several threads do ask for them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -117,8 +123,7 @@ def write_images(folder: Path, *, count: int = IMAGES, seed: int = 0) -> None:
 
 def command_environment(folder: Path) -> dict[str, str]:
     """The environment of commands: this Python first, CPU, and nobody's own DVC or git settings."""
-    foreign = ("DVC", "GIT_", "DEEPCLUSTER_", "PYTHONPATH", "COLUMNS")
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
     return kept | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "DVC_NO_ANALYTICS": "1",
@@ -133,6 +138,7 @@ def command_environment(folder: Path) -> dict[str, str]:
     }
 
 
+FOREIGN = ("DVC", "GIT_", "DEEPCLUSTER_", "PYTHONPATH", "COLUMNS")
 IDENTITY = {"NAME": "Test", "EMAIL": "test@example.org"}
 
 
@@ -201,10 +207,10 @@ def workspace(finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     root = tmp_path / "a workspace"
     shutil.copytree(finished.root / "data", root / "data")
     shutil.copytree(finished.root / "stages", root / "stages")
-    shutil.copytree(finished.root / "deepcluster", root / "deepcluster")
     shutil.copyfile(finished.root / "params.yaml", root / "params.yaml")
     for path in root.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)  # DVC makes what it links to its cache read-only
+    (root / "deepcluster").symlink_to(finished.root / "deepcluster")  # code, which no test changes
     monkeypatch.chdir(root)
     for name in ("DVC_STAGE", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
@@ -247,5 +253,29 @@ def outcome(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
             torch.set_num_threads(threads)
         out, err = capsys.readouterr()
         return int(exit_.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture
+def here(outcome: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Runs `deepcluster ARGUMENTS` in a project, in this process, which has loaded torch and DVC; what it prints.
+
+    For tests of what a command does to a project, not of how a process of its own starts and ends.
+    """
+    import dvc.logger  # noqa: F401  gives DVC's log the streams of the test that imports it first
+
+    monkeypatch.setattr(logging.getLogger("dvc"), "handlers", [])
+
+    def run(project: Project, *arguments: str, status: int = 0) -> str:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(project.root)
+            for name in [name for name in os.environ if name.startswith(FOREIGN)]:
+                patch.delenv(name)
+            for name, value in (project.environment | {"DEEPCLUSTER_DEVICE": "cpu"}).items():
+                patch.setenv(name, value)
+            found, out, err = outcome(*arguments)
+        assert found == status, f"{arguments}\n{out}\n{err}"
+        return out if status == 0 else err
 
     return run

@@ -81,10 +81,10 @@ class TestReadmeInTheFolder:
 
 def rewrite(path: Path, **changes: object) -> None:
     """Change bundle.json as somebody might who gets the checksum right."""
-    from deepcluster.artifacts.bundle_files import _digest
+    from deepcluster.artifacts.provenance import digest_of
 
     about = json.loads((path / "bundle.json").read_text()) | changes
-    about["digest"] = _digest(about)
+    about["digest"] = digest_of(about)
     (path / "bundle.json").write_text(json.dumps(about))
 
 

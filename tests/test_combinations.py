@@ -1,7 +1,7 @@
 """All pairs of settings (pairwise testing), each through every stage: a loss that is finite, and artifacts that fit.
 
-Every two values of two different settings meet in at least one row. A dozen rows, one for each architecture among them,
-run with the ordinary tests, all of them with the slow ones.
+Every two values of two different settings meet in at least one row. Eleven rows run with the ordinary tests, all of
+them with the slow ones.
 """
 
 import json
@@ -50,12 +50,21 @@ SETTINGS = {
 ROWS = [dict(zip(SETTINGS, row, strict=True)) for row in AllPairs(list(SETTINGS.values()))]
 
 
-def a_dozen(rows: list[dict]) -> list[dict]:
-    """The first row of each architecture, then others of the quick ones."""
-    first = {row["arch"]: row for row in reversed(rows)}
-    chosen = [row for row in rows if row is first[row["arch"]]]
-    quick = [row for row in rows if row["arch"] in ("convnet", "feedforward") and row not in chosen]
-    return (chosen + quick)[:12]
+# The deeper ResNets differ in the number of their blocks alone; of 4,096 features evaluation takes eigenvectors twice.
+# test_models passes images through each, test_recipes trains an alexnet. These five took 77 of 103 s.
+OTHERS = ("resnet34", "resnet101", "resnet152", "alexnet", "vgg16")
+
+
+def quick(rows: list[dict]) -> list[dict]:
+    """The first row of each architecture that is not among `OTHERS`, then all others of the two small ones.
+
+    Of many features with scikit-learn's PCA: the others take the eigenvectors of a covariance, here seconds each time.
+    """
+    kept = [row for row in rows if row["arch"] not in OTHERS]
+    kept = [row for row in kept if FEATURES[row["arch"]] < 1000 or row["pca"] == "sklearn"]
+    first = {row["arch"]: row for row in reversed(kept)}
+    chosen = [row for row in rows if row is first.get(row["arch"])]
+    return chosen + [row for row in rows if row["arch"] in ("convnet", "feedforward") and row not in chosen]
 
 
 def name(row: dict) -> str:
@@ -66,12 +75,14 @@ def test_every_pair_of_values_meets():
     for one, other in combinations(SETTINGS, 2):
         met = {(row[one], row[other]) for row in ROWS}
         assert met == {(a, b) for a in SETTINGS[one] for b in SETTINGS[other]}
-    assert len(a_dozen(ROWS)) == 12
-    assert {row["arch"] for row in a_dozen(ROWS)} == set(FEATURES)
+    assert len(quick(ROWS)) == 11
+    assert {row["arch"] for row in quick(ROWS)} == set(FEATURES) - set(OTHERS)
+    for setting, values in SETTINGS.items():
+        assert setting == "arch" or {row[setting] for row in quick(ROWS)} == set(values)
 
 
-@pytest.mark.parametrize("row", a_dozen(ROWS), ids=name)
-def test_a_dozen_combinations_run_through_every_stage(row, project_folder):
+@pytest.mark.parametrize("row", quick(ROWS), ids=name)
+def test_quick_combinations_run_through_every_stage(row, project_folder):
     run(row)
     check(row)
 

@@ -16,7 +16,7 @@ from dataset_files import IDX_NAMES, REFUSED, cifar_batch, idx, noise, offline, 
 
 from deepcluster.datasets import cifar, fetch, gtsrb, load_dataset, mnist, stl10, tinyimagenet, usps
 from deepcluster.datasets.fetch import Archive, ensure_unpacked, unpack
-from deepcluster.errors import DataError, MissingDataError
+from deepcluster.errors import DataError, MissingDataError, ResourceError, StorageError
 
 __all__ = ["offline"]
 pytestmark = pytest.mark.usefixtures("offline")
@@ -137,11 +137,33 @@ class TestEnsureUnpacked:
 
         with monkeypatch.context() as patch:
             patch.setattr(fetch.shutil, "copyfileobj", stop_at_the_second)
-            with pytest.raises((KeyboardInterrupt, DataError)):
+            with pytest.raises((KeyboardInterrupt, StorageError)):
                 ensure_unpacked("set", tmp_path, tmp_path, [archive])
         assert tree(tmp_path) == ["set.zip"]
         ensure_unpacked("set", tmp_path, tmp_path, [archive])
         assert tree(tmp_path) == ["set", "set.zip", "set/1", "set/2"]
+
+    @pytest.mark.parametrize(
+        ("problem", "kind", "start"),
+        [
+            (OSError(28, "No space left on device"), StorageError, "FOLDER: no space left on the disk ("),
+            # all that torchvision keeps of the errors of its mirrors
+            (RuntimeError("tried x, got [Errno 28] No space left on device"), StorageError, "FOLDER: no space left on"),
+            (MemoryError(), ResourceError, "not enough memory; "),
+            (PermissionError(13, "Permission denied"), MissingDataError, "set is not in FOLDER and could not be down"),
+        ],
+    )
+    def test_files_that_find_no_room_are_not_missing_files(
+        self, tmp_path: Path, problem: Exception, kind: type[Exception], start: str
+    ) -> None:
+        """A test split is done without where its files are missing: not because a disk was full."""
+
+        def download() -> None:
+            raise problem
+
+        with pytest.raises(kind) as caught:
+            fetch.ensure("set", tmp_path, present=lambda: False, download=download, remedy=lambda: "put it there")
+        assert str(caught.value).replace(str(tmp_path), "FOLDER").startswith(start)
 
     def test_an_archive_of_something_else(self, tmp_path: Path) -> None:
         path = zipped(tmp_path / "set.zip", {"other/1": b"one"})

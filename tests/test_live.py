@@ -97,7 +97,7 @@ class TestWhileARunGoesOn:
     @pytest.mark.parametrize("name", ["losses", "clusters"])
     def test_new_clusters_beside_old_losses_are_no_row(self, locked, outcome, name):
         if name == "losses":
-            layout.train_summary(1).write_text('{"loss": 1.5, "accuracy": 0.5}')
+            artifacts.write_json(layout.train_summary(1), {"loss": 1.5, "accuracy": 0.5})
         else:
             change_lock("cluster@1", "data/history/1/clusters.zarr")
             change_lock("train@1", "data/history/1/clusters.zarr")
@@ -107,7 +107,7 @@ class TestWhileARunGoesOn:
         change_lock("cluster@1", "data/history/1/clusters.zarr")
         for stage in ("train@1", "cluster@2"):
             change_lock(stage, "data/history/1/clusters.zarr")
-        layout.train_summary(1).write_text('{"loss": 1.5, "accuracy": 0.5}')
+        artifacts.write_json(layout.train_summary(1), {"loss": 1.5, "accuracy": 0.5})
         assert rows(outcome)["rows"][0]["loss"] == 1.5
 
     def test_a_lock_that_is_being_written_is_no_error(self, locked, outcome):

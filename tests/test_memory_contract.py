@@ -1,5 +1,6 @@
 """PCA and clustering of more features than a process may address."""
 
+import math
 import os
 import resource
 import subprocess
@@ -56,10 +57,11 @@ def limited(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS")
-def test_features_of_three_times_the_address_space(limited):
+@pytest.mark.parametrize("times", [1.1, pytest.param(3, marks=pytest.mark.slow)])  # slow: three times the work
+def test_features_of_more_than_the_address_space(limited, times):
     edit_params(Path("params.yaml"), {"pca.components": 8, "cluster.k": 8, "cluster.iterations": 3})
-    count = write_features(layout.features(1), shards=-(-3 * LIMIT // (SHARD_ROWS * FEATURES * 4)))
-    assert count * FEATURES * 4 >= 3 * LIMIT
+    count = write_features(layout.features(1), shards=math.ceil(times * LIMIT / (SHARD_ROWS * FEATURES * 4)))
+    assert count * FEATURES * 4 >= times * LIMIT
     for stage in ("pca", "cluster"):
         found = limited(stage)
         assert found.returncode == 0, found.stderr[-2000:]

@@ -409,10 +409,10 @@ class TestCommands:
         assert not layout.SCHEDULE.exists()
 
 
-def test_run_works_with_what_it_is_told(project):
+def test_run_works_with_what_it_is_told(project, here):
     """DVC sees the change: with another k only the stages from clustering on run again."""
-    found = project.run("deepcluster", "run", "-S", "cluster.k=3", "-S", "epochs=1", "cluster@1")
-    assert "params.yaml: cluster.k: 4 -> 3" in found.stdout
-    stages = [line.split("] ")[1] for line in found.stdout.splitlines() if line.startswith("[")]
+    found = here(project, "run", "-S", "cluster.k=3", "-S", "epochs=1", "cluster@1")
+    assert "params.yaml: cluster.k: 4 -> 3" in found
+    stages = [line.split("] ")[1] for line in found.splitlines() if line.startswith("[")]
     assert stages == ["cluster@1"]
     assert scheduled_epochs(project.root / layout.SCHEDULE) == [1]

@@ -1,8 +1,15 @@
-"""What DVC makes of the pipeline: which stages run when, and that the same settings give the same bytes."""
+"""What DVC makes of the pipeline: which stages run when, and that the same settings give the same bytes.
+
+Where DVC has many stages to run, the ordinary tests let `deepcluster run` call them in this process: DVC decides what
+runs as in `dvc repro` (tests/test_runner.py), without a process of seconds for each. The slow ones do the same by
+`dvc repro`.
+"""
 
 import html
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +32,17 @@ def epochs(*numbers: int) -> list[str]:
 def lock(project: Project) -> dict[str, Any]:
     found: dict[str, Any] = YAML(typ="safe").load(project.root / "dvc.lock")
     return found
+
+
+Reproduce = Callable[[Project], list[str]]
+
+
+@pytest.fixture(params=["run", pytest.param("repro", marks=pytest.mark.slow)])  # slow: a process for each stage
+def reproduce(request: pytest.FixtureRequest, here: Callable[..., str]) -> Reproduce:
+    """Brings a project up to date by `deepcluster run` or by `dvc repro`; the stages that ran, in order."""
+    if request.param == "repro":
+        return Project.repro
+    return lambda project: re.findall(r"^\[\d+:\d\d\] (.+)$", here(project, "run"), flags=re.MULTILINE)
 
 
 def clean(project: Project) -> bool:
@@ -85,17 +103,17 @@ class TestFinishedRun:
 
 
 class TestGrowing:
-    def test_only_the_new_epoch_and_the_final_stages_run_and_regrowing_runs_nothing(self, project):
+    def test_only_the_new_epoch_and_the_final_stages_run_and_regrowing_runs_nothing(self, project, reproduce):
         two = project.digests()
         project.run("deepcluster", "plan", "--epochs", "3")
-        assert project.repro() == [*epochs(3), *FINAL]
+        assert reproduce(project) == [*epochs(3), *FINAL]
         three = project.digests()
         kept = {path: digest for path, digest in two.items() if not path.startswith(FINAL_FOLDERS)}
         assert kept.items() <= three.items()
         assert clean(project)
 
         project.run("deepcluster", "plan", "--epochs", "2")
-        assert set(project.repro()) <= set(FINAL)
+        assert set(reproduce(project)) <= set(FINAL)
         assert project.digests("data/history") == {path: two[path] for path in two if path.startswith("data/history")}
         assert {
             path: three[path] for path in three if path.startswith("data/epochs/3")
@@ -104,7 +122,7 @@ class TestGrowing:
         assert clean(project)
 
         project.run("deepcluster", "plan", "--epochs", "3")
-        assert set(project.repro()) <= set(FINAL)
+        assert set(reproduce(project)) <= set(FINAL)
         assert project.digests() == three
         assert clean(project)
 
@@ -164,14 +182,13 @@ class TestStaleSchedule:
 
     def test_stops_a_finished_run_and_loses_nothing(self, project):
         before, locked = project.digests(), (project.root / "dvc.lock").read_bytes()
-        for asked in (3, 1):
-            project.set_params(epochs=asked)
-            found = project.dvc("repro", status=None)
-            assert found.returncode != 0
-            assert found.stderr.splitlines()[0] == self.remedy(asked)
-            assert ran(found) == ["evaluate"]
-            assert project.digests() == before
-            assert (project.root / "dvc.lock").read_bytes() == locked
+        project.set_params(epochs=1)
+        found = project.dvc("repro", status=None)
+        assert found.returncode != 0
+        assert found.stderr.splitlines()[0] == self.remedy(1)
+        assert ran(found) == ["evaluate"]
+        assert project.digests() == before
+        assert (project.root / "dvc.lock").read_bytes() == locked
         project.set_params(epochs=2)
         assert clean(project)
 
@@ -196,10 +213,10 @@ class TestPartsOfARun:
         assert (project.root / "dvc.lock").read_bytes() == locked
         assert clean(project)
 
-    def test_a_setting_reruns_the_stages_that_read_it_and_those_after(self, project):
+    def test_a_setting_reruns_the_stages_that_read_it_and_those_after(self, project, reproduce):
         project.set_params(evaluate__gallery=3)
         before = project.digests("data/epochs", "data/history")
-        assert project.repro() == FINAL
+        assert reproduce(project) == FINAL
         assert project.digests("data/epochs", "data/history") == before
 
     def test_a_comment_and_an_unread_file_rerun_nothing(self, project):
@@ -211,10 +228,10 @@ class TestPartsOfARun:
 
 class TestExperiments:
     @pytest.fixture
-    def short(self, project):
+    def short(self, project, here):
         """The finished run cut down to one epoch, in git."""
-        project.run("deepcluster", "plan", "--epochs", "1")
-        project.dvc("repro")
+        here(project, "plan", "--epochs", "1")
+        here(project, "run")
         project.commit("One epoch")
         return project
 
@@ -227,8 +244,8 @@ class TestExperiments:
         return found
 
     def test_in_the_workspace(self, short):
-        found = short.dvc("exp", "run", "--set-param", "cluster.k=3")
-        assert ran(found) == ["cluster@1", "train@1", *FINAL]
+        found = short.dvc("exp", "run", "--set-param", "cluster.k=3", "train@1")  # all: test_recipes, slow
+        assert ran(found) == ["cluster@1", "train@1"]
         sizes = json.loads((short.root / "data/history/1/clusters.zarr/zarr.json").read_text())["attributes"]["params"]
         assert sizes["k"] == 3
         assert self.shown(short)["cluster"]["k"] == 3
@@ -238,8 +255,8 @@ class TestExperiments:
         stage = short.root / "stages/cluster.py"
         print_place = 'if __name__ == "__main__":\n    print("code:", __import__("deepcluster").__file__)\n    main('
         stage.write_text(stage.read_text().replace('if __name__ == "__main__":\n    main(', print_place))
-        found = short.dvc("exp", "run", "--temp", "--set-param", "cluster.k=3")
-        assert ran(found) == ["cluster@1", "train@1", *FINAL]
+        found = short.dvc("exp", "run", "--temp", "--set-param", "cluster.k=3", "cluster@1")
+        assert ran(found) == ["cluster@1"]
         (place,) = [line for line in found.stdout.splitlines() if line.startswith("code: ")]
         assert place.startswith(f"code: {short.root}/.dvc/tmp/exps/")
         assert self.shown(short)["cluster"]["k"] == 3
@@ -267,6 +284,7 @@ def test_push_clone_pull(project, tmp_path):
 class TestResuming:
     """A run whose last epoch is gone ends with the bytes of an uninterrupted one."""
 
+    @pytest.mark.slow  # twelve processes; tests/test_runner.py has a second run, by `deepcluster run`
     def test_a_second_run_from_nothing_known_makes_the_same_artifacts_and_lock_file(self, project):
         before, locked = project.digests(*RESULTS), (project.root / "dvc.lock").read_bytes()
         delete_last_epoch(project)
@@ -276,14 +294,14 @@ class TestResuming:
         assert project.digests(*RESULTS) == before
         assert (project.root / "dvc.lock").read_bytes() == locked
 
-    def test_the_last_epoch_is_computed_again_to_the_same_bytes(self, project):
+    def test_the_last_epoch_is_computed_again_to_the_same_bytes(self, project, reproduce):
         before, locked = project.digests(*RESULTS), lock(project)
         delete_last_epoch(project)
         shutil.rmtree(project.root / ".dvc/cache/runs")
         kept = {name: entry for name, entry in locked["stages"].items() if name not in (*epochs(2), *FINAL)}
         with (project.root / "dvc.lock").open("w") as file:
             YAML(typ="safe").dump(locked | {"stages": kept}, file)
-        assert project.repro() == [*epochs(2), *FINAL]
+        assert reproduce(project) == [*epochs(2), *FINAL]
         assert project.digests(*RESULTS) == before
         assert lock(project) == locked
 
@@ -298,7 +316,7 @@ class TestResuming:
 class TestUncachedDumps:
     """The documented switch: `cache: false` at the extract stage."""
 
-    def test_dumps_stay_in_the_workspace_and_out_of_the_cache(self, unstarted, tmp_path):
+    def test_dumps_stay_in_the_workspace_and_out_of_the_cache(self, unstarted, tmp_path, reproduce, here):
         project = unstarted.clone(tmp_path / "uncached")
         text = (project.root / "dvc.yaml").read_text()
         switch = "`- data/epochs/${key}/features.zarr: {cache: false}`.\n"
@@ -306,14 +324,14 @@ class TestUncachedDumps:
         above, below = text.split(switch)
         below = below.replace("features.zarr\n", "features.zarr: {cache: false}\n", 1)
         (project.root / "dvc.yaml").write_text(above + switch + below)
-        assert project.repro() == ["prepare", "initialise", *epochs(1, 2), *FINAL]
+        assert reproduce(project) == ["prepare", "initialise", *epochs(1, 2), *FINAL]
         assert clean(project)
         stages = lock(project)["stages"]
         (dump,), (reduced,) = stages["extract@2"]["outs"], stages["pca@2"]["outs"]
         assert self.cached(project, reduced["md5"]), "else the next line would prove nothing"
         assert not self.cached(project, dump["md5"])
         assert project.repro() == []
-        assert "up to date" in project.run("deepcluster", "run").stdout
+        assert "up to date" in here(project, "run")
 
         before = project.digests()
         shutil.rmtree(project.root / "data/epochs/2/features.zarr")

@@ -21,7 +21,10 @@ RECIPES = sorted((CHECKOUT / "recipes").glob("*.yaml"), key=lambda path: path.st
 NAMES = ", ".join(path.stem for path in RECIPES)
 PAPER, V2 = CHECKOUT / "recipes/paper-alexnet.yaml", CHECKOUT / "recipes/deepcluster-v2.yaml"
 IMAGES = 36
-SMALL = {"cluster.k": 4, "data.image_size": 20, "pca.components": 6, "epochs": 1, "evaluate.restarts": 1}
+SMALL = {
+    "cluster.k": 4, "data.image_size": 20, "pca.components": 6, "epochs": 1, "evaluate.restarts": 1,
+    "pca.backend": "sklearn",  # streaming takes the eigenvectors of 4096 x 4096, many seconds, for these 36 images
+}  # fmt: skip
 SET = [argument for key, value in SMALL.items() for argument in ("-S", f"{key}={value}")]
 
 
@@ -339,8 +342,10 @@ def write_data(name: str, root: Path) -> None:
 
 @pytest.mark.parametrize("path", [path for path in RECIPES if path not in (PAPER, V2)], ids=lambda path: path.stem)
 def test_every_recipe_runs_through_all_stages_scaled_down(outcome, folder, tmp_path, path):
-    write_data(load_params(path).data.name, tmp_path / "some data")
-    overrides = [argument for key, value in SCALED.items() for argument in ("-S", f"{key}={value}")]
+    name = load_params(path).data.name
+    write_data(name, tmp_path / "some data")
+    scaled = SCALED | ({"data.image_size": 20} if name == "folder" else {})
+    overrides = [argument for key, value in scaled.items() for argument in ("-S", f"{key}={value}")]
     assert outcome("recipe", path.stem, *overrides, "-S", f"data.root={tmp_path / 'some data'}")[0] == 0
     for stage in STAGES:
         name, _, number = stage.partition("@")
@@ -366,7 +371,7 @@ def test_one_epoch_of_the_papers_setting_scaled_down(outcome, folder, tmp_path, 
     monkeypatch.setattr(training, "train_epoch", spy)
     write_photographs(tmp_path / "photos")
     assert outcome("recipe", "paper-alexnet", "-S", f"data.root={tmp_path / 'photos'}", *SET)[0] == 0
-    for stage in ("prepare", "initialise", "extract@1", "pca@1", "cluster@1", "train@1", "evaluate"):
+    for stage in ("prepare", "initialise", "extract@1", "pca@1", "cluster@1", "train@1"):  # evaluate: slow, below
         name, _, number = stage.partition("@")
         status, _, err = outcome(name, *(("--epoch", number) if number else ()))
         assert status == 0, err

@@ -337,6 +337,25 @@ class TestRefusals:
         self.rewrite(served, own=[], consolidated=[{"name": planted_codec}])
         np.testing.assert_array_equal(open_images().read("images"), PIXELS)
 
+    def test_a_checkpoint_s_description_that_was_altered(self, served):
+        file = served.parents[1] / "epochs/7/checkpoint/checkpoint.json"
+        file.write_text(file.read_text().replace('"convnet"', '"vgg16"'))
+        for read in (lambda path: artifacts.read_checkpoint(path, made_by="train@7"), artifacts.read_bank):
+            with pytest.raises(ArtifactError, match=r"^http://.*/checkpoint/checkpoint\.json: damaged \(altered\); "):
+                read(layout.checkpoint(7))
+
+    def test_want_of_memory_is_neither_damage_nor_the_network(self, served, monkeypatch):
+        """Whether it is the fetching or the decoding that has too little."""
+        for name in ("artifacts.remote.Remote._call", "artifacts.remote_store._opened"):
+            found = open_images()
+
+            def refuses(*_, **__):
+                raise MemoryError
+
+            with monkeypatch.context() as patch, pytest.raises(MemoryError):
+                patch.setattr(f"deepcluster.{name}", refuses)
+                found.read("images")
+
     @pytest.mark.parametrize("content", ["[" * 100_000, "{}", "no JSON", '{"attributes": {"files": 1}}'])
     def test_a_description_that_is_none(self, served, content):
         (served / "zarr.json").write_text(content)

@@ -1,7 +1,11 @@
-"""`deepcluster run`: one process, and everything as after `dvc repro`."""
+"""`deepcluster run`: one process, and everything as after `dvc repro`.
+
+A run from nothing, interrupted runs and runs beside each other are processes of their own; the others run in this one.
+"""
 
 import csv
 import json
+import os
 import re
 import shutil
 import signal
@@ -20,8 +24,8 @@ def locked(project):
     return YAML(typ="safe").load((project.root / "dvc.lock").read_text())
 
 
-def ran_in_process(finished):
-    return re.findall(r"^\[\d+:\d\d\] (.+)$", finished.stdout, flags=re.MULTILINE)
+def ran_in_process(output):
+    return re.findall(r"^\[\d+:\d\d\] (.+)$", output, flags=re.MULTILINE)
 
 
 @pytest.fixture
@@ -29,21 +33,31 @@ def fresh(unstarted, tmp_path):
     return unstarted.clone(tmp_path / "a fresh clone")
 
 
-def test_run_gives_the_bytes_and_the_lock_of_repro_and_each_leaves_the_other_nothing_to_do(fresh, finished):
-    output = fresh.run("deepcluster", "run")
+@pytest.fixture(scope="module")
+def whole(unstarted, tmp_path_factory):
+    """A run from nothing, as a person starts it, and what it prints. Only for tests that change nothing."""
+    project = unstarted.clone(tmp_path_factory.mktemp("whole") / "a whole run")
+    return project, project.run("deepcluster", "run").stdout
+
+
+@pytest.mark.xdist_group("a whole run")
+def test_run_gives_the_bytes_and_the_lock_of_repro_and_each_leaves_the_other_nothing_to_do(whole, finished):
+    project, output = whole
     assert len(ran_in_process(output)) == 2 + 2 * 4 + 2
-    assert fresh.digests() == finished.digests()
-    assert (fresh.root / "dvc.lock").read_bytes() == (finished.root / "dvc.lock").read_bytes()
-    assert "Data and pipelines are up to date" in fresh.dvc("status").stdout
-    assert fresh.repro() == []
+    assert project.digests() == finished.digests()
+    assert (project.root / "dvc.lock").read_bytes() == (finished.root / "dvc.lock").read_bytes()
+    assert "Data and pipelines are up to date" in project.dvc("status").stdout
+    assert project.repro() == []
 
 
-def test_run_shows_a_row_of_the_epoch_table_as_each_epoch_ends(fresh):
-    lines = fresh.run("deepcluster", "run").stdout.splitlines()
+@pytest.mark.xdist_group("a whole run")
+def test_run_shows_a_row_of_the_epoch_table_as_each_epoch_ends(whole):
+    project, output = whole
+    lines = output.splitlines()
     headers = [index for index, line in enumerate(lines) if line.split()[:2] == ["epoch", "loss"]]
     first, second = (lines[index + 1].split() for index in headers)
     assert [first[0], second[0]] == ["1/2", "2/2"]
-    rows = list(csv.DictReader((fresh.root / "data/evaluation/epochs.csv").open()))
+    rows = list(csv.DictReader((project.root / "data/evaluation/epochs.csv").open()))
     for shown, row in zip((first, second), rows, strict=True):
         assert float(shown[1]) == pytest.approx(float(row["loss"]), abs=1e-4)
         assert [shown[4], shown[5]] == [row["smallest"], row["largest"]]
@@ -101,41 +115,41 @@ def test_a_lock_file_with_something_else_in_it_is_not_cut(text):
     assert lockfile.salvaged(text) is None
 
 
-def test_a_comment_in_the_lock_file_survives_a_run(project):
+def test_a_comment_in_the_lock_file_survives_a_run(project, here):
     path = project.root / "dvc.lock"
     path.write_text(path.read_text().replace("  prepare:\n", "  # a remark\n  prepare:\n"))
     project.set_params(evaluate__gallery=3)
-    project.run("deepcluster", "run")
+    here(project, "run")
     assert "  # a remark\n  prepare:\n" in path.read_text()
     assert project.repro() == []
 
 
-def test_after_repro_run_has_nothing_to_do_and_does_what_a_change_touches(project):
-    assert "everything is up to date" in project.run("deepcluster", "run").stdout
+def test_after_repro_run_has_nothing_to_do_and_does_what_a_change_touches(project, here):
+    assert "everything is up to date" in here(project, "run")
     project.set_params(evaluate__gallery=3)
-    assert ran_in_process(project.run("deepcluster", "run")) == ["evaluate", "report"]
-    project.run("deepcluster", "plan", "--epochs", "3")
+    assert ran_in_process(here(project, "run")) == ["evaluate", "report"]
+    here(project, "plan", "--epochs", "3")
     expected = ["extract@3", "pca@3", "cluster@3", "train@3", "evaluate", "report"]
-    assert ran_in_process(project.run("deepcluster", "run")) == expected
+    assert ran_in_process(here(project, "run")) == expected
     assert project.repro() == []
 
 
-def test_run_takes_targets(fresh):
-    assert ran_in_process(fresh.run("deepcluster", "run", "pca@1")) == ["prepare", "initialise", "extract@1", "pca@1"]
-    missing = fresh.run("deepcluster", "run", "nothing@9", status=2)
-    assert missing.stderr.startswith("error: dvc: ")
-    assert "Traceback" not in missing.stderr
+def test_run_takes_targets(fresh, here):
+    assert ran_in_process(here(fresh, "run", "pca@1")) == ["prepare", "initialise", "extract@1", "pca@1"]
+    missing = here(fresh, "run", "nothing@9", status=2)
+    assert missing.startswith("error: dvc: ")
+    assert "Traceback" not in missing
 
 
-def test_a_failing_stage_is_one_line_and_keeps_what_was_finished(fresh, finished):
+def test_a_failing_stage_is_one_line_and_keeps_what_was_finished(fresh, finished, here):
     fresh.set_params(cluster__collapse__max_largest_share=0.1)
-    failed = fresh.run("deepcluster", "run", status=2)
-    (error,) = [line for line in failed.stderr.splitlines() if line.startswith("error")]
+    failed = here(fresh, "run", status=2)
+    (error,) = [line for line in failed.splitlines() if line.startswith("error")]
     assert error.startswith("error: cluster@1: collapse: the largest of 4 clusters holds ")
-    assert "Traceback" not in failed.stderr
+    assert "Traceback" not in failed
     assert set(locked(fresh)["stages"]) == {"prepare", "initialise", "extract@1", "pca@1"}
     fresh.set_params(cluster__collapse__max_largest_share=0.5)
-    assert ran_in_process(fresh.run("deepcluster", "run"))[0] == "cluster@1"
+    assert ran_in_process(here(fresh, "run"))[0] == "cluster@1"
     assert fresh.digests("data/epochs", "data/history") == finished.digests("data/epochs", "data/history")
 
 
@@ -169,25 +183,32 @@ def run_with(project, stage, action, *targets):
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_run_is_carried_on_by_either_command(fresh, finished, how):
+def test_an_interrupted_run_is_carried_on_by_either_command(fresh, finished, here, how):
     process = run_with(fresh, "cluster", f"os.kill(os.getpid(), {int(how)})")
     assert process.returncode == (130 if how == signal.SIGINT else -how)
     assert "Traceback" not in process.stderr
     if how == signal.SIGINT:
         assert process.stderr.endswith("interrupted; what was published before stays, the same command carries on\n")
-    again = fresh.run("deepcluster", "run") if how == signal.SIGINT else fresh.dvc("repro")
-    assert "prepare" not in ran_in_process(again)
+    else:
+        assert {"prepare", "initialise", "extract@1", "pca@1"}.isdisjoint(fresh.repro("train@1"))
+    assert "prepare" not in ran_in_process(here(fresh, "run"))
     assert fresh.digests() == finished.digests()
     assert locked(fresh) == locked(finished)
 
 
-def test_params_that_change_meanwhile_are_refused(fresh):
+def test_params_that_change_meanwhile_are_refused(fresh, here, monkeypatch):
     changed = fresh.root / "params.new"
     shutil.copyfile(fresh.root / "params.yaml", changed)
     edit_params(changed, {"cluster.k": 3})
-    process = run_with(fresh, "extract", "os.replace('params.new', 'params.yaml')")  # at once, as editors do
-    assert process.returncode == 2
-    assert "error: params.yaml changed during the run; finished stages are kept: start it again" in process.stderr
+    original = runner.STAGES["stages.extract"]
+
+    def extract(**arguments):
+        os.replace("params.new", "params.yaml")  # at once, as editors do
+        original(**arguments)
+
+    monkeypatch.setitem(runner.STAGES, "stages.extract", extract)
+    refusal = "error: params.yaml changed during the run; finished stages are kept: start it again"
+    assert refusal in here(fresh, "run", status=2)
     assert set(locked(fresh)["stages"]) == {"prepare", "initialise", "extract@1"}
 
 
@@ -283,17 +304,16 @@ def test_only_our_own_commands_are_called_in_process(command, module, arguments)
     assert runner._parse(command) == (runner.STAGES.get(module), arguments)
 
 
-def test_a_file_of_weights_that_has_changed_is_refused_before_any_work(project):
+def test_a_file_of_weights_that_has_changed_is_refused_before_any_work(project, here):
     shutil.copyfile(project.root / "data/epochs/2/checkpoint/model.safetensors", project.root / "w.safetensors")
-    project.run("deepcluster", "run", "initialise", "-S", "model.weights=w.safetensors")
-    assert "everything is up to date" in project.run("deepcluster", "run", "initialise").stdout
+    here(project, "run", "initialise", "-S", "model.weights=w.safetensors")
+    assert "everything is up to date" in here(project, "run", "initialise")
     shutil.copyfile(project.root / "data/epochs/1/checkpoint/model.safetensors", project.root / "w.safetensors")
-    found = project.run("deepcluster", "run", status=2)
-    assert found.stderr == (
+    assert here(project, "run", status=2) == (
         "error: model.weights: w.safetensors has changed since `initialise` read it, which DVC does not see; run "
         "`dvc repro -s -f initialise` first\n"
     )
     project.repro("-s", "-f", "initialise")
-    project.run("deepcluster", "run", "extract@1")
+    here(project, "run", "extract@1")
     (project.root / "w.safetensors").unlink()  # no longer needed
-    assert "everything is up to date" in project.run("deepcluster", "run", "extract@1").stdout
+    assert "everything is up to date" in here(project, "run", "extract@1")

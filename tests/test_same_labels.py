@@ -15,6 +15,7 @@ from deepcluster import DeepCluster
 from deepcluster.augment import augmentation_of
 from deepcluster.params import load_params
 
+pytestmark = pytest.mark.xdist_group("same labels")
 COUNT = 1797
 SETTINGS = TINY | {"data.image_size": None, "pca.components": 16, "cluster.k": 20, "train.batch_size": 64}
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import edit_params
 
-from deepcluster import layout, seeds
+from deepcluster import artifacts, layout, seeds
 from deepcluster.errors import UserError
 from deepcluster.params import load_params
 
@@ -94,7 +94,7 @@ class TestWithStandIns:
                 raise answer
             if isinstance(answer, dict):
                 (cwd / layout.EVALUATION).mkdir(parents=True)
-                (cwd / layout.EVALUATION / "metrics.json").write_text(json.dumps(answer))
+                artifacts.write_json(cwd / layout.EVALUATION / "metrics.json", answer)
             return SimpleNamespace(returncode=0 if isinstance(answer, dict) else answer)
 
         monkeypatch.setattr(seeds, "subprocess", SimpleNamespace(run=run))

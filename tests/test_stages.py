@@ -15,7 +15,7 @@ from deepcluster import artifacts, layout
 
 STAGES = ("prepare", "initialise", "extract", "pca", "cluster", "train", "evaluate", "report")
 ARCHS = "'convnet', 'feedforward', 'alexnet', 'vgg16', 'resnet18', 'resnet34', 'resnet50', 'resnet101' or 'resnet152'"
-REMEDY = "delete it and run `dvc checkout` or `dvc repro`"
+REMEDY = "delete it and run `dvc checkout` or `dvc repro`; if it comes back damaged, `deepcluster check --repair` first"
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ from stages.prepare import prepare
 from stages.report import report
 from stages.train import train
 
+pytestmark = pytest.mark.xdist_group("v2 stages")
 K, OUTPUTS, CLUSTERINGS = 4, 8, 3
 PARAMS: dict[str, Any] = {
     "epochs": 2,
@@ -132,7 +133,8 @@ class TestHandOver:
         content = bytearray(path.read_bytes())
         content[-1] ^= 1
         path.write_bytes(content)
-        remedy = "delete it and run `dvc checkout` or `dvc repro`"
+        remedy = "delete it and run `dvc checkout` or `dvc repro`; if it comes back damaged, "
+        remedy += "`deepcluster check --repair` first"
         expected = f"{path}: damaged (checksum differs); {remedy}"
         assert error_of(lambda: extract(2), ArtifactError) == expected
         train(2)

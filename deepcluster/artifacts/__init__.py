@@ -18,10 +18,12 @@ from deepcluster.artifacts.bundle_files import (
 )
 from deepcluster.artifacts.differences import Difference, differences
 from deepcluster.artifacts.facts import ArrayFacts, array_facts, disk_usage
+from deepcluster.artifacts.flat_files import is_whole, write_flat
 from deepcluster.artifacts.intact import keep_intact
+from deepcluster.artifacts.json_files import read_json, read_result, text_sha256, write_json
 from deepcluster.artifacts.opening import open_store
 from deepcluster.artifacts.progress_files import read_progress, write_progress
-from deepcluster.artifacts.provenance import Provenance, damaged, ids_hash
+from deepcluster.artifacts.provenance import Provenance, damaged, ids_hash, reading
 from deepcluster.artifacts.publish import publishing, remove, remove_leavings, write_text
 from deepcluster.artifacts.remote import Remote, elsewhere
 from deepcluster.artifacts.remote_store import receipt
@@ -58,6 +60,7 @@ __all__ = [
     "disk_usage",
     "elsewhere",
     "ids_hash",
+    "is_whole",
     "keep_intact",
     "open_store",
     "plan_upload",
@@ -65,16 +68,22 @@ __all__ = [
     "read_bank",
     "read_bundle_files",
     "read_checkpoint",
+    "read_json",
     "read_progress",
+    "read_result",
     "read_weight_file",
+    "reading",
     "receipt",
     "refuse_bundle_target",
     "remove",
     "remove_leavings",
     "send",
+    "text_sha256",
     "weights_sha256",
     "write_bundle_files",
     "write_checkpoint",
+    "write_flat",
+    "write_json",
     "write_progress",
     "write_store",
     "write_text",

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from deepcluster.artifacts.provenance import plain
+from deepcluster.artifacts.provenance import digest_of, plain
 from deepcluster.artifacts.publish import publishing
 from deepcluster.artifacts.shards import Array
 from deepcluster.errors import ArtifactError, UserError
+from deepcluster.faults import of_the_machine
 
 FORMAT, VERSION = "deepcluster bundle", 1
 ABOUT, README = "bundle.json", "README.txt"
@@ -61,7 +62,7 @@ def write_bundle_files(target: Path, files: BundleFiles, readme: str) -> None:
     }
     about: dict[str, Any] = {"format": FORMAT, "version": VERSION} | plain(dict(files.about))
     about["sha256"] = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    about["digest"] = _digest(about)
+    about["digest"] = digest_of(about)
     with publishing(target) as partial:
         partial.mkdir()
         for name, content in contents.items():
@@ -86,7 +87,7 @@ def read_bundle_files(path: Path) -> BundleFiles:
         if about["format"] != FORMAT:
             raise ArtifactError(f"{path}: not a bundle of deepcluster: its format is {about['format']!r}")
         _refuse_version(path, about)
-        if about["digest"] != _digest(about):
+        if about["digest"] != digest_of(about):
             raise damaged_bundle(path / ABOUT, "altered")
         digests = about["sha256"]
         tensors = {
@@ -94,6 +95,8 @@ def read_bundle_files(path: Path) -> BundleFiles:
             for name in TENSORS
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if of_the_machine(error):
+            raise
         raise damaged_bundle(path, str(error) or type(error).__name__) from error
     return BundleFiles(tensors, about)
 
@@ -133,9 +136,3 @@ def _tensors(path: Path, digest: str) -> dict[str, Array]:
         return dict(load(content))
     except SafetensorError as error:
         raise damaged_bundle(path, str(error)) from error
-
-
-def _digest(about: Mapping[str, Any]) -> str:
-    """sha256 over the description, without the digest itself."""
-    rest = {name: value for name, value in about.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from deepcluster.artifacts.provenance import damaged
+from deepcluster.artifacts.provenance import reading
 from deepcluster.artifacts.store import Store
 
 
@@ -29,10 +29,11 @@ class ArrayFacts:
 
 def array_facts(store: Store) -> list[ArrayFacts]:
     """Of every array in the store, by name; reads metadata alone. ArtifactError if that is damaged."""
-    try:
-        return [_facts(name, array, store.path / name) for name, array in sorted(store.group.arrays())]
-    except Exception as error:  # zarr raises whatever it stumbles over
-        raise damaged(store.path, str(error) or type(error).__name__) from error
+    names = sorted({file.partition("/")[0] for file in store.attributes["files"]})
+    for name in names:
+        store.check(name)
+    with reading(store.path):
+        return [_facts(name, store.group[name], store.path / name) for name in names]
 
 
 def disk_usage(path: Path) -> tuple[int, int]:

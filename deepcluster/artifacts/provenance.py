@@ -2,16 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from deepcluster import __version__
-from deepcluster.errors import ArtifactError
+from deepcluster.errors import ArtifactError, UserError
+from deepcluster.faults import of_the_machine
 
-VERSIONS = {"checkpoint": 2}  # 2: optimizer state by weights' names; Sobel's grey image is the mean of R, G and B
+# checkpoint 2: optimizer state by weights' names; Sobel's grey image is the mean of R, G and B. 3: its own digest.
+VERSIONS = {"checkpoint": 3}
+MENDED = "delete it and run `dvc checkout` or `dvc repro`; if it comes back damaged, `deepcluster check --repair` first"
 RECORDED_PACKAGES = ("numpy", "zarr", "torch", "faiss-gpu", "scikit-learn")
 
 
@@ -57,7 +61,20 @@ def version_of(schema: str) -> int:
 def damaged(path: Path, reason: str) -> ArtifactError:
     """The error of an artifact that does not read back as it was written."""
     reason = " ".join(reason.split())
-    return ArtifactError(f"{path}: damaged ({reason}); delete it and run `dvc checkout` or `dvc repro`")
+    return ArtifactError(f"{path}: damaged ({reason}); {MENDED}")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Whatever fails in the block means that `path` is damaged, unless the machine refused memory, files or access."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # zarr raises whatever its codecs raise
+        if of_the_machine(error):
+            raise
+        raise damaged(path, str(error) or type(error).__name__) from error
 
 
 def digest_of(attributes: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deepcluster import processes
@@ -17,8 +17,19 @@ def publishing(target: Path) -> Iterator[Path]:
     """A path beside `target` to write a file or folder to; renamed to `target` when the block ends without an error.
 
     Everything is flushed to the disk before the rename, so a killed process leaves the old artifact or none.
-    Leavings of killed processes are removed on the way.
+    Leavings of killed processes are removed on the way. An OSError of writing names `target`, not the place beside it.
     """
+    try:
+        with _beside(target) as partial:
+            yield partial
+    except OSError as error:
+        if error.filename is None or f".{target.name}.{os.getpid()}." in os.fsdecode(error.filename):
+            error.filename = str(target)
+        raise
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_leavings(target.parent, of=target.name)
     partial = target.parent / f".{target.name}.{os.getpid()}.partial"
@@ -28,7 +39,8 @@ def publishing(target: Path) -> Iterator[Path]:
         _flush(partial)
         _replace(partial, target)
     except BaseException:
-        remove(partial)
+        with suppress(OSError):  # what made the writing fail may stop this too; the next publish removes the leavings
+            remove(partial)
         raise
     _fsync(target.parent)
 

@@ -75,10 +75,10 @@ class Remote:
 
     @contextmanager
     def _said(self, name: str) -> Iterator[None]:
-        """Whatever a client raises as one line; FileNotFoundError as it is."""
+        """Whatever a client raises as one line; FileNotFoundError and want of memory as they are."""
         try:
             yield
-        except (FileNotFoundError, UserError):
+        except (FileNotFoundError, MemoryError, UserError):
             raise
         except Exception as error:  # clients raise what they like: OSError, botocore's, aiohttp's, ...
             raise RemoteError(f"{self.url}/{name}: {_reason(error)}") from error

@@ -7,6 +7,7 @@ That another store has taken the place of this one is seen by what an upload tak
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from deepcluster.artifacts.remote import RECEIPT, Remote, ahead, elsewhere
 from deepcluster.artifacts.shards import METADATA, Array, joined, regroup
 from deepcluster.artifacts.store import Store, bounds
 from deepcluster.errors import ArtifactError, UserError
+from deepcluster.faults import of_the_machine
 
 if TYPE_CHECKING:
     import zarr
@@ -104,14 +106,10 @@ class RemoteRows:
             raise damaged_remote(self.remote, place, "missing") from None
         if len(content) != expected:
             raise damaged_remote(self.remote, place, f"{len(content):,} bytes of {expected:,}")
-        try:
+        with reading_remote(self.remote, place):
             array = _opened({METADATA: self.description, place.partition("/")[2]: content}, kind="array")
             start = number * self.shard_rows
             return np.asarray(array[start : start + self.shard_rows])
-        except UserError:
-            raise
-        except Exception as error:  # zarr raises whatever its codecs raise
-            raise damaged_remote(self.remote, place, str(error) or type(error).__name__) from error
 
 
 @dataclass(frozen=True)
@@ -135,17 +133,17 @@ class RemoteStore(Store):
     def version(self, array: str) -> object:
         return self.attributes["digest"], self.remote.url, self.stamp
 
-    def _rows(self, name: str) -> RemoteRows:
+    def check(self, name: str) -> None:
+        """ArtifactError unless there is such an array; its metadata were compared when they were fetched."""
         if name not in self.descriptions:
             raise damaged_remote(self.remote, name, "it has no such array")
+
+    def _rows(self, name: str) -> RemoteRows:
+        self.check(name)
         description = self.descriptions[name]
-        try:
+        with reading_remote(self.remote, name):
             refuse_foreign(f"{self.remote.url}/{name}", description)
             array = self.group[name]
-        except UserError:
-            raise
-        except Exception as error:  # zarr raises whatever it stumbles over
-            raise damaged_remote(self.remote, name, str(error) or type(error).__name__) from error
         return RemoteRows(self.remote, name, description, self.attributes["files"], array, self.stamp)
 
 
@@ -177,17 +175,26 @@ def open_remote(
 
 def _parts(remote: Remote, root: bytes) -> "tuple[dict[str, Any], zarr.Group, Mapping[str, bytes]]":
     """The attributes, the group, and the arrays' descriptions by their names."""
-    try:
+    with reading_remote(remote, METADATA):
         files: Mapping[str, Any] = json.loads(root)["attributes"]["files"]
         names = [name for name in files if name.endswith(f"/{METADATA}")]
         contents = dict(zip(names, ahead(lambda name: _verified(remote, name, files[name]), names), strict=True))
         group = _opened({METADATA: root, **contents}, kind="group")
         descriptions = {name.removesuffix(f"/{METADATA}"): content for name, content in contents.items()}
         return dict(group.attrs), group, descriptions
+
+
+@contextmanager
+def reading_remote(remote: Remote, name: str) -> Iterator[None]:
+    """As `provenance.reading`, of a file behind a URL."""
+    try:
+        yield
     except UserError:
         raise
-    except Exception as error:  # zarr raises whatever it stumbles over
-        raise damaged_remote(remote, METADATA, str(error) or type(error).__name__) from error
+    except Exception as error:  # zarr raises whatever its codecs raise
+        if of_the_machine(error):
+            raise
+        raise damaged_remote(remote, name, str(error) or type(error).__name__) from error
 
 
 def damaged_remote(remote: Remote, name: str, reason: str) -> ArtifactError:

@@ -2,16 +2,25 @@
 
 import hashlib
 import json
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deepcluster.artifacts.provenance import Provenance, damaged, expect, expect_version, plain
+from deepcluster.artifacts.provenance import (
+    Provenance,
+    damaged,
+    digest_of,
+    expect,
+    expect_version,
+    plain,
+    reading,
+)
 from deepcluster.artifacts.publish import publishing
 from deepcluster.artifacts.remote import Remote, elsewhere
-from deepcluster.artifacts.remote_store import damaged_remote
+from deepcluster.artifacts.remote_store import damaged_remote, reading_remote
 from deepcluster.artifacts.shards import Array
 from deepcluster.errors import ArtifactError
 
@@ -38,7 +47,7 @@ class CheckpointFiles:
 
 
 def write_checkpoint(target: Path, files: CheckpointFiles, provenance: Provenance) -> None:
-    """Publish the folder: each kind of arrays as .safetensors, and checkpoint.json with the files' sha256."""
+    """Publish the folder: each kind of arrays as .safetensors, and checkpoint.json with their sha256 and its digest."""
     with publishing(target) as partial:
         partial.mkdir()
         contents = {"model.safetensors": _saved(files.weights), "optimizer.safetensors": _saved(files.optimizer)}
@@ -49,6 +58,7 @@ def write_checkpoint(target: Path, files: CheckpointFiles, provenance: Provenanc
             (partial / name).write_bytes(content)
         description = provenance.attributes("checkpoint") | plain(files.description)
         description["sha256"] = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        description["digest"] = digest_of(description)
         (partial / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
@@ -58,17 +68,13 @@ def read_checkpoint(path: Path, *, made_by: str, ids: str | None = None, epoch: 
     if not _there(place):
         where = "" if place is path else f", nor is there {_named(place)}"
         raise ArtifactError(f"{path}: not found{where}; run `dvc repro {made_by}`")
-    try:
-        description, digests = _description(place)
+    with _reading(place):
+        description, digests = _description(place, made_by)
         weights, optimizer = (_read_safetensors(place, name, digests[name]) for name in REQUIRED)
         heads, average = (
             _read_safetensors(place, name, digests[name]) if name in digests else {} for name in (HEADS, AVERAGE)
         )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _damaged(place, str(error) or type(error).__name__) from error
     named = _named(place)
-    expect(named, "schema", "checkpoint", description.get("schema"), made_by)
-    expect_version(named, "checkpoint", description, made_by)
     if ids is not None and description.get("ids") != ids:
         raise ArtifactError(f"{named}: belongs to another data set or sample order; run `dvc repro {made_by}`")
     if epoch is not None:
@@ -79,28 +85,24 @@ def read_checkpoint(path: Path, *, made_by: str, ids: str | None = None, epoch: 
 def read_bank(path: Path) -> Array | None:
     """The bank of the checkpoint at `path`, its checksum verified; None if it has none."""
     place = _place(path)
-    try:
-        _, digests = _description(place)
+    with _reading(place):
+        _, digests = _description(place, "train")
         return _read_safetensors(place, BANK, digests[BANK])["bank"] if BANK in digests else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _damaged(place, str(error) or type(error).__name__) from error
 
 
 def check_files(path: Path) -> None:
     """ArtifactError unless the checkpoint at `path` has its description and the files that it tells of, unaltered."""
-    try:
-        for name, digest in _description(path)[1].items():
+    with reading(path):
+        for name, digest in _description(path, "train")[1].items():
             if hashlib.sha256((path / name).read_bytes()).hexdigest() != digest:
                 raise damaged(path / name, "checksum differs")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise damaged(path, str(error) or type(error).__name__) from error
 
 
 def checkpoint_params(path: Path) -> dict[str, Any]:
-    """The params that a checkpoint was made with, read alone; empty if it is missing or damaged."""
+    """The params that a checkpoint was made with, read alone; empty if it is missing, damaged or of another version."""
     try:
-        return dict(json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))["params"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return dict(_description(path, "train")[0]["params"])
+    except (ArtifactError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 
@@ -117,19 +119,25 @@ def _named(place: Path | Remote) -> str:
     return place.url if isinstance(place, Remote) else str(place)
 
 
-def _damaged(place: Path | Remote, reason: str, name: str = "") -> ArtifactError:
-    if isinstance(place, Remote):
-        return damaged_remote(place, name or DESCRIPTION, reason)
-    return damaged(place / name, reason)
+def _reading(place: Path | Remote) -> AbstractContextManager[None]:
+    return reading_remote(place, DESCRIPTION) if isinstance(place, Remote) else reading(place)
+
+
+def _damaged(place: Path | Remote, reason: str, name: str) -> ArtifactError:
+    return damaged_remote(place, name, reason) if isinstance(place, Remote) else damaged(place / name, reason)
 
 
 def _content(place: Path | Remote, name: str) -> bytes:
     return place.read(name) if isinstance(place, Remote) else (place / name).read_bytes()
 
 
-def _description(place: Path | Remote) -> tuple[dict[str, Any], dict[str, str]]:
-    """What checkpoint.json says, and of that the checksums by file."""
-    description = json.loads(_content(place, DESCRIPTION))
+def _description(place: Path | Remote, made_by: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """What checkpoint.json says, its digest verified, and of that the checksums by file."""
+    named, description = _named(place), dict(json.loads(_content(place, DESCRIPTION)))
+    expect(named, "schema", "checkpoint", description.get("schema"), made_by)
+    expect_version(named, "checkpoint", description, made_by)  # before the digest, which earlier versions lack
+    if description.get("digest") != digest_of(description):
+        raise _damaged(place, "altered", DESCRIPTION)
     return description, description["sha256"]
 
 

@@ -20,6 +20,7 @@ from deepcluster.artifacts.provenance import (
     damaged,
     digest_of,
     plain,
+    reading,
 )
 from deepcluster.artifacts.publish import publishing, publishing_from
 from deepcluster.artifacts.refusals import refuse_foreign, refuse_other, replaced
@@ -161,12 +162,11 @@ class Store:
         """
         found = self._rows(name)
         start, stop = bounds(rows, found.shape[0])
-        try:
-            rows_read = found.read(start, stop)
-        except Exception as error:  # zarr raises whatever its codecs raise
-            self._refuse_replaced()
-            raise damaged(self.path / name, str(error) or type(error).__name__) from error
-        self._refuse_replaced()
+        with reading(self.path / name):
+            try:
+                rows_read = found.read(start, stop)
+            finally:  # an error of a store that another has replaced meanwhile is no damage
+                self._refuse_replaced()
         return rows_read
 
     def blocks(self, name: str, row_count: int = 8192, *, first: int = 0, workers: int = 0) -> Iterator[Array]:
@@ -203,14 +203,19 @@ class Store:
             raise replaced(self.path)
 
     def _rows(self, name: str) -> Rows:
+        self.check(name)
+        _refuse_foreign(self.path / name)
+        with reading(self.path / name):
+            return plain_rows(self.path / name) or ZarrRows(self.group[name])
+
+    def check(self, name: str) -> None:
+        """ArtifactError unless the array's files are there, its metadata as written and its shards as long."""
         if not self.has(name):
             raise damaged(self.path, f"it has no array {name}")
         for file, expected in self.attributes["files"].items():
             if file.startswith(f"{name}/") and _fingerprint(self.path / file) != expected:
                 self._refuse_replaced()
                 raise damaged(self.path / file, "missing, cut short or altered")
-        _refuse_foreign(self.path / name)
-        return plain_rows(self.path / name) or ZarrRows(self.group[name])
 
 
 def open_store(path: Path, schema: str, *, made_by: str, ids: str | None = None, epoch: int | None = None) -> Store:
@@ -220,12 +225,10 @@ def open_store(path: Path, schema: str, *, made_by: str, ids: str | None = None,
     if not path.exists():
         raise ArtifactError(f"{path}: not found; run `dvc repro {made_by}`")
     stamp = _stamp(path)
-    try:
+    with reading(path):
         # not consolidated: what each array's own zarr.json says is what is checked
         group = zarr.open_group(path, mode="r", zarr_format=3, use_consolidated=False)
         attributes = dict(group.attrs)
-    except Exception as error:
-        raise damaged(path, str(error) or type(error).__name__) from error
     if attributes.get("digest") != digest_of(attributes):
         raise damaged(path, "attributes altered")
     refuse_other(path, attributes, schema, made_by, ids, epoch)
@@ -234,11 +237,9 @@ def open_store(path: Path, schema: str, *, made_by: str, ids: str | None = None,
 
 def check_files(path: Path) -> None:
     """ArtifactError unless the store at `path` has its attributes and the files that they tell of, by size."""
-    try:
+    with reading(path):
         attributes = json.loads((path / METADATA).read_text(encoding="utf-8"))["attributes"]
         files = dict(attributes["files"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise damaged(path, str(error) or type(error).__name__) from error
     if attributes.get("digest") != digest_of(attributes):
         raise damaged(path, "attributes altered")
     for name, expected in files.items():
@@ -255,10 +256,8 @@ def bounds(rows: slice, count: int) -> tuple[int, int]:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    try:
+    with reading(folder):
         refuse_foreign(folder, (folder / METADATA).read_bytes())
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise damaged(folder, str(error) or type(error).__name__) from error
 
 
 def _layout(shape: Sequence[int], dtype: np.dtype[Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from deepcluster.artifacts.publish import publishing
 from deepcluster.artifacts.shards import Array
 from deepcluster.errors import ArtifactError
+from deepcluster.faults import of_the_machine
 
 if TYPE_CHECKING:
     import torch
@@ -98,6 +99,8 @@ def _read_safetensors(path: Path) -> WeightFile:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not iterable itself
             header = file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
+        if of_the_machine(error):
+            raise
         raise ArtifactError(f"{path}: damaged ({_one_line(error)})") from None
     return WeightFile(tensors, {name: _parsed(text) for name, text in header.items()})
 
@@ -112,6 +115,8 @@ def _read_torch(path: Path) -> "dict[str, torch.Tensor]":
     except pickle.UnpicklingError as error:
         raise ArtifactError(_refusal(path, str(error))) from None
     except Exception as error:  # torch raises whatever its readers stumble over: KeyError, EOFError, RuntimeError, ...
+        if of_the_machine(error):
+            raise
         raise ArtifactError(f"{path}: damaged or cut short ({_one_line(error)})") from None
 
 

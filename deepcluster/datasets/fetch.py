@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
 from deepcluster.errors import DataError, MissingDataError, nearest
+from deepcluster.faults import out_of_room
 
 FETCH_AGAIN = "delete it and fetch it again"
 LARGEST_RATIO = 20  # of what an archive unpacks to, to its own size; the data sets' archives stay below 3
@@ -53,7 +54,10 @@ def check_split(name: str, split: str, known: Iterable[str]) -> None:
 def ensure(
     name: str, root: Path, *, present: Callable[[], bool], download: Callable[[], object], remedy: Callable[[], str]
 ) -> None:
-    """Call `download` if files are missing; MissingDataError with `remedy` ("put ... into ...") if they still are."""
+    """Call `download` if files are missing; MissingDataError with `remedy` ("put ... into ...") if they still are.
+
+    StorageError or ResourceError where there is no room for them.
+    """
     if present():
         return
     cause: Exception | None = None
@@ -62,6 +66,8 @@ def ensure(
     except DataError:
         raise
     except Exception as problem:  # torchvision lets through URLError, OSError, RuntimeError, http.client's and more
+        if refused := out_of_room(problem, root):  # missing files may be done without, those that find no room may not
+            raise refused from problem
         cause = problem
     if not present():
         raise MissingDataError(

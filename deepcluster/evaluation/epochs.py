@@ -2,18 +2,14 @@
 
 import csv
 import io
-import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepcluster import artifacts, layout, metrics
-from deepcluster.errors import ArtifactError
+from deepcluster.evaluation.tables import read_metrics, read_table
 
-T = TypeVar("T")
 Row = dict[str, float | int | None]
 FIELDS = (
     "epoch", "nmi", "ari", "accuracy", "nmi_previous", "loss", "pseudo_label_accuracy",
@@ -71,9 +67,7 @@ def from_csv(text: str) -> list[Row]:
 
 def read_results() -> tuple[list[Row], dict[str, Any]]:
     """epochs.csv and metrics.json, as evaluate wrote them; ArtifactError if one is missing or damaged."""
-    rows = _read(layout.EVALUATION / "epochs.csv", from_csv, made_by="evaluate")
-    metrics: dict[str, Any] = _read(layout.EVALUATION / "metrics.json", json.loads, made_by="evaluate")
-    return rows, metrics
+    return read_table("epochs.csv", from_csv), read_metrics()
 
 
 def _clusters(epoch: int, ids: str) -> artifacts.Store:
@@ -82,17 +76,7 @@ def _clusters(epoch: int, ids: str) -> artifacts.Store:
 
 
 def _summary(epoch: int) -> dict[str, float]:
-    def parse(text: str) -> dict[str, float]:
-        summary = json.loads(text)
+    path = layout.train_summary(epoch)
+    summary = artifacts.read_json(path, made_by=f"train@{epoch}")
+    with artifacts.reading(path):
         return {name: float(summary[name]) for name in ("loss", "accuracy")}
-
-    return _read(layout.train_summary(epoch), parse, made_by=f"train@{epoch}")
-
-
-def _read(path: Path, parse: Callable[[str], T], *, made_by: str) -> T:
-    try:
-        return parse(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ArtifactError(f"{path}: not found; run `dvc repro {made_by}`") from None
-    except (ValueError, TypeError, KeyError) as error:
-        raise artifacts.damaged(path, str(error)) from error

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from deepcluster import artifacts, layout
 from deepcluster.clustering.matching import match_labels, memory_needed
-from deepcluster.errors import ArtifactError
+from deepcluster.evaluation.tables import read_table
 from deepcluster.memory import too_large
 
 Row = dict[str, float | int | None]
@@ -83,8 +83,10 @@ def history_row(
     return row
 
 
-def write_lineage(provenance: artifacts.Provenance, *, last: int) -> None:
-    """Publish lineage.zarr (trajectories int32 [E, N]: row i is epoch i + 1) and lineage.csv. One epoch is in memory.
+def write_lineage(provenance: artifacts.Provenance, *, last: int) -> str:
+    """Publish lineage.zarr (trajectories int32 [E, N]: row i is epoch i + 1); the text of lineage.csv.
+
+    One epoch is in memory.
 
     Where tables of so many clusters do not fit into memory, numbers are not matched, which is said and recorded.
     """
@@ -99,7 +101,7 @@ def write_lineage(provenance: artifacts.Provenance, *, last: int) -> None:
     extra = {"matched": not problem, "share": SHARE}
     with artifacts.write_store(layout.EVALUATION / "lineage.zarr", "lineage", provenance, **extra) as store:
         store.rows("trajectories", _noted(ids, rows, matched=not problem), total=last, dimensions=("epoch", "sample"))
-    artifacts.write_text(layout.EVALUATION / "lineage.csv", to_csv(rows))
+    return to_csv(rows)
 
 
 def _noted(ids: Iterable[NDArray[np.int32]], rows: list[Row], *, matched: bool) -> Iterator[NDArray[np.int32]]:
@@ -122,14 +124,13 @@ def to_csv(rows: list[Row]) -> str:
 
 def read_lineage() -> list[Row]:
     """lineage.csv as evaluate wrote it; ArtifactError if it is missing or damaged."""
-    path = layout.EVALUATION / "lineage.csv"
-    try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
-        return [{name: _value(name, row[name]) for name in FIELDS} for row in rows]
-    except FileNotFoundError:
-        raise ArtifactError(f"{path}: not found; run `dvc repro evaluate`") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise artifacts.damaged(path, str(error)) from error
+    return read_table("lineage.csv", from_csv)
+
+
+def from_csv(text: str) -> list[Row]:
+    """What `to_csv` wrote, to six digits."""
+    rows = csv.DictReader(io.StringIO(text))
+    return [{name: _value(name, row[name]) for name in FIELDS} for row in rows]
 
 
 def _shown(value: float | int | None) -> str | int | None:

@@ -236,5 +236,5 @@ def _locked(paths: set[str]) -> Iterator[tuple[str, str]]:
             for out in stage.get("outs", []):
                 if out["path"] in paths and "md5" in out:
                     yield out["path"], out["md5"]
-    except (OSError, YAMLError, KeyError, TypeError, AttributeError):
+    except (OSError, YAMLError, KeyError, TypeError, ValueError, AttributeError):
         return
