@@ -52,7 +52,7 @@ def artifacts_there() -> list[Path]:
     stores = sorted(layout.DATA.rglob("*.zarr"))
     checkpoints = sorted(layout.EPOCHS.glob("*/checkpoint"))
     texts = sorted([*layout.HISTORY.glob("*/*"), *layout.EVALUATION.glob("*"), layout.REPORT])
-    bundle = [path.parent for path in sorted(layout.DATA.glob("*/bundle.json"))]
+    bundle = [path.parent for folder in (Path(), layout.DATA) for path in sorted(folder.glob("*/bundle.json"))]
     return [*stores, *checkpoints, *(path for path in texts if path.is_file() and path.name != ".gitignore"), *bundle]
 
 

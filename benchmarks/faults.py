@@ -32,7 +32,7 @@ from deepcluster.errors import UserError
 RECORD = CHECKOUT / "docs/reliability/faults.json"
 EPOCHS = 2
 LEFT = (0, 4096, 16384, 65536, 262144, 1 << 20, 2 << 20)
-OPEN_FILES = (20, 40, 60)
+OPEN_FILES = (8, 12, 20)
 ADDRESS_SPACE_MB = (400, 800, 1600, 3200)
 
 
@@ -58,7 +58,9 @@ def damages(count: int, seed: int) -> dict[str, Any]:
     """Bits flipped, then files cut short, emptied and deleted, over all artifacts and a bundle."""
     flips = list(damage.sampled(count, seed=seed))
     others = list(damage.sampled(count, seed=seed + 1, kinds=damage.KINDS[1:]))
-    messages = {each.kind: each.message for each in flips + others if each.message.startswith("data")}
+    messages = {
+        each.kind: each.message for each in flips + others if "damaged" in each.message or "not found" in each.message
+    }
     missed = [f"{found.kind}: {found.file}" for found in flips + others if found.outcome == "missed"]
     harmless = sorted({str(found.file) for found in flips + others if found.outcome == "harmless"})
     artifacts_ = Counter(
@@ -180,7 +182,8 @@ def read_only(project: Project) -> list[dict[str, Any]]:
         lines = said.strip().splitlines()
         project.run("deepcluster", "run")
         recovered = refusals.digests([project.root / "data/history"]) == before
-        found.append({"read-only": place, "status": status, "message": lines[-1] if lines else "", "again": recovered})
+        message = lines[-1].replace(f"{project.root}/", "") if lines else ""
+        found.append({"read-only": place, "status": status, "message": message, "again": recovered})
         print(f"  {found[-1]}", flush=True)
     return found
 

@@ -56,6 +56,14 @@ def explained(error: BaseException, *, what: str | None = None, remedy: str | No
     return None
 
 
+def unwritable(place: Path) -> StorageError | None:
+    """The error to show if `place` is there and cannot be written to, or None: for tools that do not say so."""
+    if not place.exists() or os.access(place, os.W_OK):
+        return None
+    number = errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES
+    return StorageError(_storage_message(OSError(number, os.strerror(number), str(place)), number, None))
+
+
 def out_of_room(error: BaseException, place: Path) -> UserError | None:
     """The error to show if something failed for want of space, memory or open files: it is not what it seems to be.
 
@@ -147,14 +155,14 @@ def _free(path: str | None) -> str:
 
 
 def _memory_message(error: BaseException, what: str | None, remedy: str | None) -> str:
-    text, start = str(error), f"{what}: " if what else ""
-    remedy = remedy or "close other programs, or take a machine with more"
+    text, start, limit = str(error), f"{what}: " if what else "", _allowed()
+    remedy = remedy or ("raise that limit" if limit else "close other programs, or take a machine with more")
     if NO_THREAD in text:
         return f"{start}no further thread can be started; raise `ulimit -u` or lower OMP_NUM_THREADS, {AGAIN}"
     if "CUDA" in text:
         size = f" for {found[1]}" if (found := OF_GPU.search(text)) else ""
         return f"{start}not enough memory on the GPU{size}; {remedy}, {AGAIN}"
-    there = f"{available_memory() / 1e9:.2f} GB are available{_allowed()}"
+    there = f"{available_memory() / 1e9:.2f} GB are available{limit}"
     return f"{start}not enough memory{_size(text)}; {there}; {remedy}, {AGAIN}"
 
 

@@ -15,7 +15,7 @@ from deepcluster.errors import RunnerError
 _HEAD = "schema: '2.0'\nstages:\n"
 _START = re.compile(r"^  (?! |- ).+:\n", flags=re.MULTILINE)
 _REST = re.compile(r"(?:   .*\n|  - .*\n)*")
-_OTHER_HASH = re.compile(r"^ +(?:- )?hash: (?!md5$)(.*)$", flags=re.MULTILINE)
+_OTHER_HASH = re.compile(r"^ +(?:- )?hash: (?!md5$)(.*)\n", flags=re.MULTILINE)  # a line cut short is for `mending`
 _ENTRY = re.compile(r"^  (?! )(.+):\n((?:   .*\n|  - .*\n)*)", flags=re.MULTILINE)
 
 

@@ -23,7 +23,6 @@ from typing import Any
 from deepcluster import artifacts
 from deepcluster.errors import ArtifactError, RemoteError, UserError
 
-FORMAT = "1"  # raised when other arrays are kept, or in another way: no stage depends on that code
 SECONDS = 60.0
 LEAST_SHARE = 50  # keeping takes at most a fiftieth of the time, unless DEEPCLUSTER_PROGRESS_SECONDS says otherwise
 PATIENCE = 2.0  # seconds in which the system frees what a process held that was killed just now
@@ -67,7 +66,7 @@ class Key:
                 return None
         except RemoteError:  # the stage itself will meet it, or it passes
             return None
-        return self._named | content | {"format": FORMAT}
+        return self._named | content
 
     def _stamped(self) -> list[tuple[object, ...]]:
         return [stamp for path in self._inputs.values() for stamp in _stamps(path)]

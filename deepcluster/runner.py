@@ -19,7 +19,7 @@ from typing import Any
 from deepcluster import artifacts, layout
 from deepcluster.errors import BusyError, RunnerError, UserError
 from deepcluster.evaluation.epochs import epoch_row
-from deepcluster.faults import explained
+from deepcluster.faults import explained, unwritable
 from deepcluster.lockfile import check_lock, write_entries
 from deepcluster.mending import mend
 from deepcluster.params import PARAMS_FILE, load_params
@@ -61,6 +61,7 @@ def run(targets: Sequence[str] = ()) -> int:
     params = load_params()
     epochs = params.epochs
     check_schedule(epochs)
+    check_lock()
     _refuse_changed_weights(params.model.weights)
     last = max([_epoch(target) for target in targets] or [epochs]) or epochs
     remove_leavings()
@@ -71,7 +72,7 @@ def run(targets: Sequence[str] = ()) -> int:
         cause = _cause(error)
         if isinstance(cause, UserError | KeyboardInterrupt):
             raise cause from None
-        raise explained(cause) or RunnerError(f"{error}: {cause}") from cause
+        raise explained(cause) or unwritable(layout.DATA) or RunnerError(f"{error}: {cause}") from cause
     except DvcException as error:
         raise explained(error) or RunnerError(f"dvc: {' '.join(str(error).split())}") from error
 
@@ -92,7 +93,6 @@ def _alone() -> Iterator[Any]:
                 )
         for line in mend(repo):
             print(line, flush=True)
-        check_lock()
         yield repo
 
 

@@ -1,5 +1,7 @@
 """How extract and train go on where a killed process stopped."""
 
+import functools
+import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -24,10 +26,9 @@ def progress_of(
 ) -> "Progress":
     """The stage's progress. `settings`: the params that its bytes depend on; `inputs`: the files and folders."""
     from deepcluster import layout
-    from deepcluster.fingerprints import fingerprints
     from deepcluster.resuming import Key, Progress
 
-    decides = {"params": dict(settings), "code": fingerprints()[stage], "versions": _versions(), "machine": _machine()}
+    decides = {"params": dict(settings), "code": _code(), "versions": _versions(), "machine": _machine()}
     key = Key(decides | {"epoch": epoch}, inputs)
     return Progress(f"{stage}@{epoch}", layout.progress(stage, epoch), key, once=once)
 
@@ -73,6 +74,18 @@ def noting(blocks: "Generator[NDArray[np.float32]]", progress: "Progress") -> "I
         for block in blocks:
             yield block
             progress.boundary(dict)
+
+
+@functools.cache
+def _code() -> str:
+    """sha256 over all of our code, once a process; more than decides the stage's bytes, but certainly that."""
+    from deepcluster.shipped import CODE
+
+    digest = hashlib.sha256()
+    for file in sorted(file for package in ("deepcluster", "stages") for file in (CODE / package).rglob("*.py")):
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(CODE).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
 
 
 def _versions() -> dict[str, str]:

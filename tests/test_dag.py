@@ -54,14 +54,15 @@ def readers_of(path: PurePosixPath, nodes: dict[str, Node]) -> set[str]:
 
 @pytest.fixture
 def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """dvc.yaml with params.yaml and its schedule in a folder of their own, without git."""
+    """dvc.yaml with params.yaml and a schedule of three epochs in a folder of their own, without git."""
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
     root = tmp_path / "a pipeline"
     (root / ".dvc").mkdir(parents=True)
     (root / ".dvc/config").write_text("[core]\n    no_scm = true\n")
     (root / "stages").mkdir()
-    for name in ("dvc.yaml", "params.yaml", "stages/schedule.yaml"):
+    for name in ("dvc.yaml", "params.yaml"):
         shutil.copyfile(CHECKOUT / name, root / name)
+    YAML().dump({"last": 3, "schedule": {"1": 0, "2": 1, "3": 2}}, root / "stages/schedule.yaml")
     return root
 
 

@@ -13,6 +13,7 @@ from deepcluster import artifacts, layout
 from deepcluster.errors import ArtifactError
 from deepcluster.evaluation import lineage
 from deepcluster.evaluation.lineage import flows, history_row, matched, read_lineage, splits_and_merges, write_lineage
+from deepcluster.evaluation.tables import write_results
 
 FIRST = np.array([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2], np.int32)
 """Twelve images in three clusters of four."""
@@ -109,16 +110,15 @@ class TestRows:
     def test_csv_and_back(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         rows = [history_row(1, None, FIRST), history_row(2, FIRST, np.where(FIRST == 2, 1, FIRST))]
-        artifacts.write_text(layout.EVALUATION / "lineage.csv", lineage.to_csv(rows))
+        write_results({}, {"lineage.csv": lineage.to_csv(rows)})
         assert lineage.to_csv(rows) == "epoch,clusters,churn,splits,merges\n1,3,,,\n2,2,0.333333,0,1\n"
         assert read_lineage() == [rows[0], rows[1] | {"churn": 0.333333}]
 
     def test_a_missing_and_a_damaged_file(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        path = layout.EVALUATION / "lineage.csv"
         with pytest.raises(ArtifactError, match=r"^data/evaluation/lineage\.csv: not found; run `dvc repro evaluate`$"):
             read_lineage()
-        artifacts.write_text(path, "epoch,clusters\n1,3\n")
+        write_results({}, {"lineage.csv": "epoch,clusters\n1,3\n"})
         with pytest.raises(ArtifactError, match=r"^data/evaluation/lineage\.csv: damaged \('churn'\)"):
             read_lineage()
 
@@ -140,19 +140,19 @@ class TestArtifacts:
     def test_of_three_epochs(self, provenance):
         joined = np.where(FIRST == 2, 0, 1 - FIRST % 2).astype(np.int32)
         write_history([FIRST, joined, FIRST], provenance)
-        write_lineage(provenance, last=3)
+        text = write_lineage(provenance, last=3)
         store = artifacts.open_store(layout.EVALUATION / "lineage.zarr", "lineage", made_by="evaluate", ids="some ids")
         found = store.read("trajectories")
         assert (found.dtype, found.shape) == (np.dtype(np.int32), (3, 12))
         assert found.tolist() == ids(FIRST, joined, FIRST, k=3)
         assert store.attributes["matched"] is True
-        rows = list(csv.DictReader(io.StringIO((layout.EVALUATION / "lineage.csv").read_text())))
+        rows = list(csv.DictReader(io.StringIO(text)))
         assert [(row["clusters"], row["churn"]) for row in rows] == [("3", ""), ("2", "0.333333"), ("3", "0.333333")]
 
     def test_too_many_clusters_for_the_memory_are_said_and_not_matched(self, provenance, monkeypatch, capsys):
         monkeypatch.setattr("deepcluster.memory.available_memory", lambda: 100.0)
         write_history([FIRST, 2 - FIRST], provenance)
-        write_lineage(provenance, last=2)
+        text = write_lineage(provenance, last=2)
         assert capsys.readouterr().out == (
             "evaluate: cluster numbers are not matched between the epochs: tables of 3 clusters need about 0.00 GB of "
             "memory and 0.00 GB are available\n"
@@ -160,7 +160,7 @@ class TestArtifacts:
         store = artifacts.open_store(layout.EVALUATION / "lineage.zarr", "lineage", made_by="evaluate")
         assert store.attributes["matched"] is False
         assert store.read("trajectories").tolist() == [FIRST.tolist(), (2 - FIRST).tolist()]
-        assert [row["churn"] for row in read_lineage()] == [None, None]
+        assert [row["churn"] for row in lineage.from_csv(text)] == [None, None]
 
     def test_an_epoch_of_another_data_set_is_refused(self, provenance):
         write_history([FIRST], artifacts.Provenance(12, "other ids"))

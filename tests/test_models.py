@@ -17,6 +17,7 @@ from deepcluster.models.frontend import Grayscale, Sobel
 from deepcluster.params import Arch
 
 ARCHS = get_args(Arch)
+LARGE = ("alexnet", "vgg16", "resnet34", "resnet50")
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 SIZES = (28, 32, 64, 96, 224)
 FEATURE_DIMS = {"convnet": 256, "feedforward": 64, "alexnet": 4096, "vgg16": 4096, "resnet18": 512, "resnet34": 512}
@@ -120,10 +121,17 @@ def test_every_supported_size_gives_one_finite_feature_row_an_image(arch, size):
     assert features_ND[0].sub(features_ND[1]).abs().max() > 1e-6
 
 
-@pytest.mark.parametrize("arch", [pytest.param(arch, marks=slow_if(arch in RESNETS[3:])) for arch in ARCHS])
+FILTERS = [(1, True, False, 2), (3, True, False, 2), (3, True, True, 2), (1, False, True, 1), (3, False, True, 1)]
+
+
 @pytest.mark.parametrize(
-    ("channels", "sobel", "grayscale", "entering"),
-    [(1, True, False, 2), (3, True, False, 2), (3, True, True, 2), (1, False, True, 1), (3, False, True, 1)],
+    ("arch", "channels", "sobel", "grayscale", "entering"),
+    [
+        # slow: each large network behind all filters, which are the same for every network
+        pytest.param(arch, *filters, marks=slow_if(arch in RESNETS[3:] or (arch in LARGE and filters != FILTERS[2])))
+        for arch in ARCHS
+        for filters in FILTERS
+    ],
 )
 def test_filters_in_front_of_every_backbone_are_fixed(arch, channels, sobel, grayscale, entering):
     model = backbone(arch, channels=channels, image_size=32, sobel=sobel, grayscale=grayscale)

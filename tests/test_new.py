@@ -221,7 +221,7 @@ class TestChoices:
             choices(seen(count=12, looked=4))
 
     @pytest.mark.parametrize("grey", [True, False])
-    @pytest.mark.parametrize("count", [10, 11, 37, 500, 3_000, 90_000])
+    @pytest.mark.parametrize("count", [10, 11, 3_000, 90_000])
     @pytest.mark.parametrize("sides", [(3,), (20, 40), (90,), (2_000,)])
     def test_are_valid_together(self, tmp_path, grey, count, sides):
         look = seen(count=count, sides=sides, looked=len(sides), grey=grey)

@@ -439,7 +439,7 @@ class TestProgress:
         upload([], force=False)
         shutil.rmtree("data")
         here = self.digests()
-        assert len({*here.values()}) == len(here) == 3
+        assert len({*here.values()}) == len(here) == 2
         key = Key({}, {"images": layout.IMAGES})
         assert key.digests()["images"] == here["images"]
         write(PIXELS[::-1].copy())
