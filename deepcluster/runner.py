@@ -165,6 +165,22 @@ class _LockedOnceAnEpoch:
         if self._pending:
             pending, self._pending = self._pending, []
             write_entries(pending[0].dvcfile._lockfile, pending)
+            _let_go(pending)
+
+
+def _let_go(stages: Sequence[Any]) -> None:
+    """Drop the listings of folders that DVC keeps of every output and dependency to its end, 0.3 MB an epoch.
+
+    Those of outputs are in the cache, where what needs one again reads it; of dependencies only the hash is used.
+    """
+    from dvc_objects.fs import MemoryFileSystem
+
+    for stage in stages:
+        for item in (*stage.outs, *stage.deps):
+            item.obj = None
+    staged = MemoryFileSystem().fs  # where DVC lays each listing to hash it, and leaves it
+    staged.store.clear()
+    staged.pseudo_dirs[:] = [""]
 
 
 class EpochTable:

@@ -105,11 +105,12 @@ def _versions() -> dict[str, str]:
 
 
 def _machine() -> list[object]:
-    """What rounding depends on: device, threads, instruction set."""
+    """What rounding depends on: device, threads, instruction set; deterministic algorithms alone or not."""
     import platform
 
     import torch
 
     found = device()
     name = torch.cuda.get_device_name(found) if found.type == "cuda" else platform.machine()
-    return [str(found), name, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()]
+    exact = torch.are_deterministic_algorithms_enabled()
+    return [str(found), name, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability(), exact]

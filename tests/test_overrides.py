@@ -68,7 +68,7 @@ def of_type(name: str, annotation: Any, constraints: Any) -> st.SearchStrategy[A
     if name in ("crop_scale", "small_scale", "crop_ratio", "zoom"):
         return st.lists(st.floats(0.01, 1), min_size=2, max_size=2).map(sorted)
     if name == "freeze":
-        return st.lists(st.text(min_size=1, max_size=8), unique=True, max_size=3)
+        return st.lists(names(min_size=1, max_size=8), unique=True, max_size=3)
     if name == "knn":
         return st.lists(st.integers(1, 500), unique=True, max_size=3)
     if get_origin(annotation) in (UnionType, Union):
@@ -84,7 +84,12 @@ def of_type(name: str, annotation: Any, constraints: Any) -> st.SearchStrategy[A
         return st.integers(low, high)
     if annotation is float:
         return st.floats(low, high)
-    return {str: st.text(max_size=12), type(None): st.none()}[annotation]
+    return {str: names(max_size=12), type(None): st.none()}[annotation]
+
+
+def names(**sizes: int) -> st.SearchStrategy[str]:
+    """Text that can be a name."""
+    return st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), **sizes)
 
 
 def _bounds(constraints: Any, *, step: float) -> tuple[Any, Any]:

@@ -317,3 +317,19 @@ def test_a_file_of_weights_that_has_changed_is_refused_before_any_work(project, 
     here(project, "run", "extract@1")
     (project.root / "w.safetensors").unlink()  # no longer needed
     assert "everything is up to date" in here(project, "run", "extract@1")
+
+
+def test_what_dvc_keeps_of_finished_stages_is_let_go():
+    """Its listings of folders, of which it lays another copy into a memory of its own: they would grow to the end."""
+    from types import SimpleNamespace
+
+    from dvc_objects.fs import MemoryFileSystem
+
+    from deepcluster.runner import _let_go
+
+    staged = MemoryFileSystem().fs
+    staged.pipe_file("memory://folder/listing", b"[]")
+    stage = SimpleNamespace(outs=[SimpleNamespace(obj=1)], deps=[SimpleNamespace(obj=2), SimpleNamespace(obj=None)])
+    _let_go([stage])
+    assert [item.obj for item in (*stage.outs, *stage.deps)] == [None, None, None]
+    assert MemoryFileSystem().fs.find("/") == []
