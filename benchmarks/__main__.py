@@ -11,7 +11,20 @@ from deepcluster.threads import settle
 settle()  # as the stages do, before torch and faiss load
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-from benchmarks import augment, engines, growth, neighbour, objectives, page, pic, pipeline, results, resuming, stages
+from benchmarks import (
+    augment,
+    engines,
+    growth,
+    neighbour,
+    objectives,
+    page,
+    pic,
+    pipeline,
+    remote,
+    results,
+    resuming,
+    stages,
+)
 from benchmarks.data import Source
 
 SECTIONS = {
@@ -24,6 +37,7 @@ SECTIONS = {
     "pic": pic.measure,
     "neighbour": neighbour.measure,
     "report": page.measure,
+    "remote": remote.measure,
     "resuming": resuming.measure,
 }
 USUAL = ("stages", "pipeline", "growth", "engines", "augment", "objectives", "report")

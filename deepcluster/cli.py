@@ -16,6 +16,7 @@ from deepcluster.commands.new import new
 from deepcluster.commands.seeds import seeds
 from deepcluster.commands.show import show
 from deepcluster.commands.trust import trust
+from deepcluster.commands.upload import upload
 from deepcluster.commands.using import assign, bundle, sort
 from deepcluster.commands.verify import verify
 from deepcluster.errors import UserError
@@ -54,6 +55,7 @@ app.command()(check)
 app.command()(estimate)
 
 app.command()(filters)
+app.command()(upload)
 
 
 app.command()(seeds)

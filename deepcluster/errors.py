@@ -24,6 +24,10 @@ class ArtifactError(UserError):
     """An artifact is missing, damaged, or belongs to another data set, epoch or schema version."""
 
 
+class RemoteError(UserError):
+    """A file behind a URL cannot be read or written: refused, stalled, no network, wrong credentials."""
+
+
 class NumericsError(UserError):
     """Features or losses are not finite, or a stage's settings do not fit the data (k > N, components > min(N, D))."""
 

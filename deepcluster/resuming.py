@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from deepcluster import artifacts
-from deepcluster.errors import ArtifactError, UserError
+from deepcluster.errors import ArtifactError, RemoteError, UserError
 
 SECONDS = 60.0
 LEAST_SHARE = 50  # keeping takes at most a fiftieth of the time, unless DEEPCLUSTER_PROGRESS_SECONDS says otherwise
@@ -47,7 +47,7 @@ class Key:
     """What progress belongs to: named digests of all that decides a stage's bytes.
 
     The inputs' content is read only when it is asked for, since a short stage never asks; if a file is no longer the
-    one that it was when the stage began, there is no key.
+    one that it was when the stage began, there is no key. Nor where an input lies behind a URL without a receipt.
     """
 
     def __init__(self, settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> None:
@@ -56,15 +56,20 @@ class Key:
         self._stamps = self._stamped()
 
     def digests(self) -> dict[str, str] | None:
-        """Of everything, by name; None if an input has changed meanwhile."""
-        if self._stamped() != self._stamps:
+        """Of everything, by name; None if an input has changed meanwhile, or cannot be told from another one."""
+        try:
+            if self._stamped() != self._stamps:
+                return None
+            found = {name: _content(path) for name, path in self._inputs.items()}
+            content = {name: digest for name, digest in found.items() if digest is not None}
+            if len(content) < len(found) or self._stamped() != self._stamps:
+                return None
+        except RemoteError:  # the stage itself will meet it, or it passes
             return None
-        content = {name: _content(path) for name, path in self._inputs.items()}
-        return self._named | content if self._stamped() == self._stamps else None
+        return self._named | content
 
     def _stamped(self) -> list[tuple[object, ...]]:
-        found = [(file, file.stat()) for path in self._inputs.values() for file in _files(path)]
-        return [(file, status.st_ino, status.st_size, status.st_mtime_ns) for file, status in found]
+        return [stamp for path in self._inputs.values() for stamp in _stamps(path)]
 
 
 class Progress:
@@ -242,13 +247,26 @@ def _locked(folder: Path) -> int | None:
         os.close(lock)
 
 
+def _stamps(path: Path) -> list[tuple[object, ...]]:
+    if _behind_a_url(path):
+        return [(path, artifacts.receipt(path))]
+    found = [(file, file.stat()) for file in _files(path)]
+    return [(file, status.st_ino, status.st_size, status.st_mtime_ns) for file, status in found]
+
+
+def _behind_a_url(path: Path) -> bool:
+    return not path.exists() and artifacts.elsewhere(path) is not None
+
+
 def _files(path: Path) -> list[Path]:
     """The file, or all files in the folder, in a fixed order."""
     return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 
-def _content(path: Path) -> str:
-    """sha256 over names, sizes and contents of a file or of all files in a folder."""
+def _content(path: Path) -> str | None:
+    """sha256 over names and contents of a file or of all files in a folder; None if it is not known behind a URL."""
+    if _behind_a_url(path):
+        return artifacts.receipt(path)
     digest = hashlib.sha256()
     for file in _files(path):
         with file.open("rb") as content:

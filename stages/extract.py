@@ -93,13 +93,13 @@ def _computed(
 ) -> "Generator[NDArray[np.float32]]":
     """Blocks of features from image `first` on, or of projections before there is a bank of them."""
     from deepcluster.features import extract_features
-    from deepcluster.images import open_rows
+    from deepcluster.images import rows_in_order
     from deepcluster.models.projector import ProjectedBackbone
 
     backbone = checkpoint.backbone
     return extract_features(
         ProjectedBackbone(backbone, checkpoint.projector) if checkpoint.projector else backbone,
-        open_rows(images),
+        rows_in_order(images),
         batch_size=settings.batch_size,
         mean=images.attributes["mean"],
         std=images.attributes["std"],

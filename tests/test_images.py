@@ -87,7 +87,7 @@ def test_a_full_disk_is_told_with_the_remedy_and_leaves_nothing(monkeypatch):
     monkeypatch.setenv("DEEPCLUSTER_MEMORY_SHARE", "0")
     opened = store()
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(artifacts.Store, "blocks", full)

@@ -21,9 +21,12 @@ from deepcluster.artifacts.facts import ArrayFacts, array_facts, disk_usage
 from deepcluster.artifacts.flat_files import is_whole, write_flat
 from deepcluster.artifacts.intact import keep_intact
 from deepcluster.artifacts.json_files import read_json, read_result, text_sha256, write_json
+from deepcluster.artifacts.opening import open_store
 from deepcluster.artifacts.progress_files import read_progress, write_progress
 from deepcluster.artifacts.provenance import Provenance, damaged, ids_hash, reading
 from deepcluster.artifacts.publish import publishing, remove, remove_leavings, write_text
+from deepcluster.artifacts.remote import Remote, elsewhere
+from deepcluster.artifacts.remote_store import receipt
 from deepcluster.artifacts.safetensors_files import (
     CheckpointFiles,
     checkpoint_params,
@@ -32,7 +35,8 @@ from deepcluster.artifacts.safetensors_files import (
     write_checkpoint,
 )
 from deepcluster.artifacts.shards import Array
-from deepcluster.artifacts.store import Store, StoreWriter, continue_store, open_store, write_store
+from deepcluster.artifacts.store import Store, StoreWriter, continue_store, write_store
+from deepcluster.artifacts.uploading import Sent, plan_upload, send
 from deepcluster.artifacts.weight_files import WeightFile, read_weight_file, weights_sha256, write_weight_file
 
 __all__ = [
@@ -42,6 +46,8 @@ __all__ = [
     "CheckpointFiles",
     "Difference",
     "Provenance",
+    "Remote",
+    "Sent",
     "Store",
     "StoreWriter",
     "WeightFile",
@@ -52,10 +58,12 @@ __all__ = [
     "damaged_bundle",
     "differences",
     "disk_usage",
+    "elsewhere",
     "ids_hash",
     "is_whole",
     "keep_intact",
     "open_store",
+    "plan_upload",
     "publishing",
     "read_bank",
     "read_bundle_files",
@@ -65,9 +73,11 @@ __all__ = [
     "read_result",
     "read_weight_file",
     "reading",
+    "receipt",
     "refuse_bundle_target",
     "remove",
     "remove_leavings",
+    "send",
     "text_sha256",
     "weights_sha256",
     "write_bundle_files",

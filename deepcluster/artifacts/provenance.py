@@ -83,13 +83,13 @@ def digest_of(attributes: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def expect(path: Path, key: str, expected: object, found: object, made_by: str) -> None:
+def expect(path: Path | str, key: str, expected: object, found: object, made_by: str) -> None:
     """ArtifactError unless `found` is what was expected under `key`."""
     if found != expected:
         raise ArtifactError(f"{path}: {key}: expected {expected!r}, got {found!r}; run `dvc repro {made_by}`")
 
 
-def expect_version(path: Path, schema: str, attributes: Mapping[str, Any], made_by: str) -> None:
+def expect_version(path: Path | str, schema: str, attributes: Mapping[str, Any], made_by: str) -> None:
     """ArtifactError unless the artifact's layout is the one that this code reads; there is none to migrate."""
     known, found = version_of(schema), attributes.get("version")
     if found != known:

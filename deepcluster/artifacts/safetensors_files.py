@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,14 @@ from deepcluster.artifacts.provenance import (
     reading,
 )
 from deepcluster.artifacts.publish import publishing
+from deepcluster.artifacts.remote import Remote, elsewhere
+from deepcluster.artifacts.remote_store import damaged_remote, reading_remote
 from deepcluster.artifacts.shards import Array
 from deepcluster.errors import ArtifactError
 
+REQUIRED = ("model.safetensors", "optimizer.safetensors")
 HEADS, BANK, AVERAGE = "heads.safetensors", "bank.safetensors", "average.safetensors"
+DESCRIPTION = "checkpoint.json"
 
 
 @dataclass(frozen=True)
@@ -54,50 +59,85 @@ def write_checkpoint(target: Path, files: CheckpointFiles, provenance: Provenanc
         description = provenance.attributes("checkpoint") | plain(files.description)
         description["sha256"] = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
         description["digest"] = digest_of(description)
-        (partial / "checkpoint.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        (partial / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
 def read_checkpoint(path: Path, *, made_by: str, ids: str | None = None, epoch: int | None = None) -> CheckpointFiles:
-    """The checkpoint at `path`, its checksums verified; the same refusals as `open_store`."""
-    if not path.exists():
-        raise ArtifactError(f"{path}: not found; run `dvc repro {made_by}`")
-    with reading(path):
-        description, digests = _description(path, made_by)
-        weights, optimizer = (
-            _read_safetensors(path / name, digests[name]) for name in ("model.safetensors", "optimizer.safetensors")
-        )
+    """The checkpoint at `path`, or else in DEEPCLUSTER_STORE, its checksums verified; refuses as `open_store` does."""
+    place = _place(path)
+    if not _there(place):
+        where = "" if place is path else f", nor is there {_named(place)}"
+        raise ArtifactError(f"{path}: not found{where}; run `dvc repro {made_by}`")
+    with _reading(place):
+        description, digests = _description(place, made_by)
+        weights, optimizer = (_read_safetensors(place, name, digests[name]) for name in REQUIRED)
         heads, average = (
-            _read_safetensors(path / name, digests[name]) if name in digests else {} for name in (HEADS, AVERAGE)
+            _read_safetensors(place, name, digests[name]) if name in digests else {} for name in (HEADS, AVERAGE)
         )
+    named = _named(place)
     if ids is not None and description.get("ids") != ids:
-        raise ArtifactError(f"{path}: belongs to another data set or sample order; run `dvc repro {made_by}`")
+        raise ArtifactError(f"{named}: belongs to another data set or sample order; run `dvc repro {made_by}`")
     if epoch is not None:
-        expect(path, "epoch", epoch, description.get("epoch"), made_by)
+        expect(named, "epoch", epoch, description.get("epoch"), made_by)
     return CheckpointFiles(weights, optimizer, description, heads, average)
 
 
 def read_bank(path: Path) -> Array | None:
     """The bank of the checkpoint at `path`, its checksum verified; None if it has none."""
+    place = _place(path)
+    with _reading(place):
+        _, digests = _description(place, "train")
+        return _read_safetensors(place, BANK, digests[BANK])["bank"] if BANK in digests else None
+
+
+def check_files(path: Path) -> None:
+    """ArtifactError unless the checkpoint at `path` has its description and the files that it tells of, unaltered."""
     with reading(path):
-        _, digests = _description(path, "train")
-        return _read_safetensors(path / BANK, digests[BANK])["bank"] if BANK in digests else None
+        for name, digest in _description(path, "train")[1].items():
+            if hashlib.sha256((path / name).read_bytes()).hexdigest() != digest:
+                raise damaged(path / name, "checksum differs")
 
 
 def checkpoint_params(path: Path) -> dict[str, Any]:
     """The params that a checkpoint was made with, read alone; empty if it is missing, damaged or of another version."""
     try:
         return dict(_description(path, "train")[0]["params"])
-    except (ArtifactError, OSError, ValueError, KeyError, TypeError):
+    except (ArtifactError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 
-def _description(path: Path, made_by: str) -> tuple[dict[str, Any], dict[str, str]]:
+def _place(path: Path) -> Path | Remote:
+    """The folder, or the one behind a URL where there is none."""
+    return path if path.exists() else elsewhere(path) or path
+
+
+def _there(place: Path | Remote) -> bool:
+    return place.read_or_none(DESCRIPTION) is not None if isinstance(place, Remote) else place.exists()
+
+
+def _named(place: Path | Remote) -> str:
+    return place.url if isinstance(place, Remote) else str(place)
+
+
+def _reading(place: Path | Remote) -> AbstractContextManager[None]:
+    return reading_remote(place, DESCRIPTION) if isinstance(place, Remote) else reading(place)
+
+
+def _damaged(place: Path | Remote, reason: str, name: str) -> ArtifactError:
+    return damaged_remote(place, name, reason) if isinstance(place, Remote) else damaged(place / name, reason)
+
+
+def _content(place: Path | Remote, name: str) -> bytes:
+    return place.read(name) if isinstance(place, Remote) else (place / name).read_bytes()
+
+
+def _description(place: Path | Remote, made_by: str) -> tuple[dict[str, Any], dict[str, str]]:
     """What checkpoint.json says, its digest verified, and of that the checksums by file."""
-    description = dict(json.loads((path / "checkpoint.json").read_text(encoding="utf-8")))
-    expect(path, "schema", "checkpoint", description.get("schema"), made_by)
-    expect_version(path, "checkpoint", description, made_by)  # before the digest, which earlier versions lack
+    named, description = _named(place), dict(json.loads(_content(place, DESCRIPTION)))
+    expect(named, "schema", "checkpoint", description.get("schema"), made_by)
+    expect_version(named, "checkpoint", description, made_by)  # before the digest, which earlier versions lack
     if description.get("digest") != digest_of(description):
-        raise damaged(path / "checkpoint.json", "altered")
+        raise _damaged(place, "altered", DESCRIPTION)
     return description, description["sha256"]
 
 
@@ -108,14 +148,14 @@ def _saved(arrays: dict[str, Array]) -> bytes:
     return save({name: np.asarray(array, array.dtype.newbyteorder("<"), order="C") for name, array in arrays.items()})
 
 
-def _read_safetensors(path: Path, digest: str) -> dict[str, Array]:
+def _read_safetensors(place: Path | Remote, name: str, digest: str) -> dict[str, Array]:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    content = path.read_bytes()
+    content = _content(place, name)
     if hashlib.sha256(content).hexdigest() != digest:
-        raise damaged(path, "checksum differs")
+        raise _damaged(place, "checksum differs", name)
     try:
         return dict(load(content))
     except SafetensorError as error:
-        raise damaged(path, str(error)) from error
+        raise _damaged(place, str(error), name) from error

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import google_crc32c
 import numpy as np
@@ -31,6 +31,18 @@ Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
 
 CHECKED = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+
+
+class Rows(Protocol):
+    """Rows of an array for reading, wherever they lie."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def chunk_rows(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> Array: ...
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,13 @@ from deepcluster.artifacts.provenance import (
     Provenance,
     damaged,
     digest_of,
-    expect,
-    expect_version,
     plain,
     reading,
 )
 from deepcluster.artifacts.publish import publishing, publishing_from
-from deepcluster.artifacts.shards import METADATA, Array, PlainRows, ZarrRows, plain_rows, regroup
+from deepcluster.artifacts.refusals import refuse_foreign, refuse_other, replaced
+from deepcluster.artifacts.remote import ahead
+from deepcluster.artifacts.shards import METADATA, Array, PlainRows, Rows, ZarrRows, plain_rows, regroup
 from deepcluster.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -33,13 +33,6 @@ if TYPE_CHECKING:
 
 SHARD_BYTES = 128 << 20
 CHUNK_BYTES = 1 << 20
-# All that is written here. Zarr would look for any other among whatever packages are installed, and run that.
-CODECS = frozenset({"sharding_indexed", "bytes", "zstd", "crc32c"})
-NUMBERS = frozenset({"bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))}) | {
-    "float16",
-    "float32",
-    "float64",
-}
 
 
 class StoreWriter:
@@ -145,7 +138,7 @@ class Store:
     path: Path
     attributes: Mapping[str, Any]
     group: "zarr.Group"
-    stamp: tuple[int, ...] | None
+    stamp: object  # tells it from another one that later lies in its place
 
     @property
     def ids(self) -> str:
@@ -168,32 +161,48 @@ class Store:
         Also if another store has taken the place of this one since it was opened, so that parts of two never mix.
         """
         found = self._rows(name)
-        start, stop, step = rows.indices(found.shape[0])
-        if step != 1:
-            raise ValueError(f"rows must be taken in steps of 1; got {rows}")
+        start, stop = bounds(rows, found.shape[0])
         with reading(self.path / name):
             try:
-                rows_read = found.read(start, max(start, stop))
+                rows_read = found.read(start, stop)
             finally:  # an error of a store that another has replaced meanwhile is no damage
                 self._refuse_replaced()
         return rows_read
 
-    def blocks(self, name: str, row_count: int = 8192) -> Iterator[Array]:
-        """The array's rows in blocks of about `row_count`: whole chunks, so that none is read twice."""
+    def blocks(self, name: str, row_count: int = 8192, *, first: int = 0, workers: int = 0) -> Iterator[Array]:
+        """The array's rows in blocks of about `row_count`: whole chunks, so that none is read twice.
+
+        first: the row to begin with, rounded down to a whole chunk. workers: threads that read the blocks to come
+        while the caller uses one; a store behind a URL has some in any case.
+        """
         found = self._rows(name)
         step = max(1, row_count // found.chunk_rows) * found.chunk_rows
-        for start in range(0, found.shape[0], step):
-            yield self.read(name, slice(start, start + step))
+        starts = range(first - first % found.chunk_rows, found.shape[0], step)
+
+        def block(start: int) -> Array:
+            return self.read(name, slice(start, start + step))
+
+        return ahead(block, starts, workers=workers) if workers else map(block, starts)
+
+    def block_start(self, name: str, row: int) -> int:
+        """The first row of the chunk that a row lies in."""
+        return row - row % self._rows(name).chunk_rows
 
     def strings(self, name: str) -> list[str]:
         """What `StoreWriter.strings` wrote."""
         return [row.tobytes().rstrip(b"\0").decode(errors="surrogateescape") for row in self.read(name)]
 
+    def version(self, array: str) -> object:
+        """Equal only as long as nobody writes the store anew: sizes could agree by chance, hence the times as well."""
+        files = [name for name in self.attributes["files"] if name.startswith(f"{array}/")]
+        times = [(self.path / name).stat().st_mtime_ns for name in sorted(files)]
+        return self.attributes["digest"], times
+
     def _refuse_replaced(self) -> None:
         if _stamp(self.path) != self.stamp:
-            raise ArtifactError(f"{self.path}: was replaced while it was read, by a run that goes on; try again")
+            raise replaced(self.path)
 
-    def _rows(self, name: str) -> PlainRows | ZarrRows:
+    def _rows(self, name: str) -> Rows:
         self.check(name)
         _refuse_foreign(self.path / name)
         with reading(self.path / name):
@@ -210,10 +219,7 @@ class Store:
 
 
 def open_store(path: Path, schema: str, *, made_by: str, ids: str | None = None, epoch: int | None = None) -> Store:
-    """Open the store at `path`, refusing one that is missing, damaged, of another kind, data set or epoch.
-
-    `made_by` names the DVC stage that writes it, for the remedy in the message.
-    """
+    """The store at `path`; see `opening.open_store`, which looks behind a URL too."""
     import zarr
 
     if not path.exists():
@@ -225,36 +231,33 @@ def open_store(path: Path, schema: str, *, made_by: str, ids: str | None = None,
         attributes = dict(group.attrs)
     if attributes.get("digest") != digest_of(attributes):
         raise damaged(path, "attributes altered")
-    store = Store(path, attributes, group, stamp)
-    expect(path, "schema", schema, attributes.get("schema"), made_by)
-    expect_version(path, schema, attributes, made_by)
-    if ids is not None and attributes.get("ids") != ids:
-        raise ArtifactError(f"{path}: belongs to another data set or sample order; run `dvc repro {made_by}`")
-    if epoch is not None:
-        expect(path, "epoch", epoch, attributes.get("epoch"), made_by)
-    return store
+    refuse_other(path, attributes, schema, made_by, ids, epoch)
+    return Store(path, attributes, group, stamp)
+
+
+def check_files(path: Path) -> None:
+    """ArtifactError unless the store at `path` has its attributes and the files that they tell of, by size."""
+    with reading(path):
+        attributes = json.loads((path / METADATA).read_text(encoding="utf-8"))["attributes"]
+        files = dict(attributes["files"])
+    if attributes.get("digest") != digest_of(attributes):
+        raise damaged(path, "attributes altered")
+    for name, expected in files.items():
+        if _fingerprint(path / name) != expected:
+            raise damaged(path / name, "missing, cut short or altered")
+
+
+def bounds(rows: slice, count: int) -> tuple[int, int]:
+    """Where a slice of so many rows begins and ends; ValueError if it takes steps."""
+    start, stop, step = rows.indices(count)
+    if step != 1:
+        raise ValueError(f"rows must be taken in steps of 1; got {rows}")
+    return start, max(start, stop)
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """ArtifactError unless the array is of numbers, in codecs that are written here."""
-    try:
-        found = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))
-        kind, codecs = found["data_type"], list(_codec_names(found["codecs"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise damaged(folder, str(error) or type(error).__name__) from error
-    if not isinstance(kind, str) or kind not in NUMBERS:
-        raise ArtifactError(f"{folder}: refused, as it holds {kind!r}, which is no number; it was not written here")
-    if foreign := [codec for codec in codecs if codec not in CODECS]:
-        raise ArtifactError(f"{folder}: refused, as its codec {foreign[0]!r} could run code; it was not written here")
-
-
-def _codec_names(codecs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """Of all codecs, those inside a shard and of its index among them."""
-    for codec in codecs:
-        yield str(codec["name"])
-        inner = codec.get("configuration") or {}
-        for key in ("codecs", "index_codecs"):
-            yield from _codec_names(inner.get(key, ()))
+    with reading(folder):
+        refuse_foreign(folder, (folder / METADATA).read_bytes())
 
 
 def _layout(shape: Sequence[int], dtype: np.dtype[Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
