@@ -197,7 +197,13 @@ def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _array(path: Path, name: str, tensor: Tensor, dtype: torch.dtype) -> artifacts.Array:
-    if not tensor.isfinite().all():
+    values = tensor.detach()
+    if values.is_complex():
+        raise ArtifactError(f"{path}: {name} holds complex numbers")
+    if values.is_floating_point() and values.itemsize == 1:  # torch computes nothing in float8
+        values = values.to(torch.float32)
+    cast = values.resolve_neg().to(dtype)  # a file may hold what is negated only when it is read
+    if not (values.isfinite().all() and cast.isfinite().all()):
         raise ArtifactError(f"{path}: {name} holds NaN or infinity")
-    found: artifacts.Array = tensor.detach().to(dtype).contiguous().numpy()
+    found: artifacts.Array = cast.contiguous().numpy()
     return found

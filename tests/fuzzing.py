@@ -21,12 +21,17 @@ REFUSED = "refused"
 EDGES = (0, 1, 2, 127, 128, 255)
 
 
-def outcomes(name: str, inputs: st.SearchStrategy[Any], act: Callable[[Any], str], *, quick: int) -> Counter[str]:
-    """Gives every input to `act`, and counts what that returns, a UserError as "refused"; all else fails the test."""
+def outcomes(
+    name: str, inputs: st.SearchStrategy[Any], act: Callable[[Any], str], *, quick: int, cost: int = 1
+) -> Counter[str]:
+    """Gives every input to `act`, and counts what that returns, a UserError as "refused"; all else fails the test.
+
+    cost: where an input takes long, FUZZ_INPUTS is divided by it.
+    """
     counts: Counter[str] = Counter()
 
     @settings(
-        max_examples=INPUTS or quick,
+        max_examples=INPUTS // cost or quick,
         derandomize=not INPUTS,
         database=None,
         deadline=None,

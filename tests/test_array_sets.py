@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from dataset_files import (
     IDX_NAMES,
     REFUSED,
     cifar_batch,
+    idx,
     load,
     message,
     noise,
@@ -413,3 +415,18 @@ class TestColour:
     def test_grey_sets_stay_grey(self, tmp_path: Path) -> None:
         write_usps(tmp_path / "usps.bz2", ["1 1:1"])
         assert load("usps", tmp_path, "train", 8, grayscale=True).images_NCHW.shape == (1, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "body", "expected"),
+    [
+        ((0, 2**32 - 1, 2**32 - 1), 0, "{path}: 0 images, but {labels} holds 2 labels"),  # more than an array may have
+        ((2**32 - 1, 2**32 - 1, 0), 0, "{path}: 0 images, but {labels} holds 2 labels"),
+        ((2, 3, 4), 24, "{path}: images must be square; got 3x4 pixels"),
+    ],
+)
+def test_sizes_that_no_images_have(tmp_path, sizes, body, expected):
+    path, labels = (tmp_path / "MNIST/raw" / name for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"))
+    write(path, struct.pack(">HBB3I", 0, 8, 3, *sizes) + bytes(body))
+    write(labels, idx(np.zeros(2, np.uint8)))
+    assert message("mnist", tmp_path, "train") == expected.format(path=path, labels=labels)

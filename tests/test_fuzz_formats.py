@@ -68,8 +68,8 @@ def fuzz_reader(
             shutil.rmtree(root, ignore_errors=True)
 
     counts = outcomes(f"formats: {name}", inputs, act, quick=quick)
-    assert counts["read"] >= counts.total() // 20, counts
-    assert counts[REFUSED] >= counts.total() // 20, counts
+    assert counts["read"] >= max(1, counts.total() // 100), counts
+    assert counts[REFUSED] >= max(1, counts.total() // 100), counts
     return counts
 
 
@@ -98,8 +98,8 @@ def mnist(draw: st.DrawFn) -> Files:
     images = idx(noise(count, side, side))
     labels = idx(np.array([1, 9, 0][:count], np.uint8))
     contents = [
-        files(st.just(images)) | idx_header(3) | st.just(images),
-        files(st.just(labels)) | idx_header(1) | st.just(labels),
+        st.one_of(st.just(images), st.just(images), files(st.just(images)), idx_header(3)),
+        st.one_of(st.just(labels), st.just(labels), files(st.just(labels)), idx_header(1)),
     ]
     found = {}
     for content, file in zip(contents, ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"), strict=True):

@@ -540,3 +540,28 @@ class TestInitialise:
         assert err.count("\n") == 1
         assert not Path("it ran").exists()
         assert workspace.digests() == before
+
+
+@pytest.mark.parametrize(
+    ("tensor", "expected"),
+    [
+        (torch.full((10,), 2.0).to(torch.float8_e4m3fn), None),
+        (torch.complex(torch.zeros(10), torch.full((10,), -2.0)).conj().imag, None),
+        (torch.full((10,), 2.0, dtype=torch.float64), None),
+        (torch.ones(10, dtype=torch.complex64), "body.bias. holds complex numbers"),
+        (torch.full((10,), 1e300, dtype=torch.float64), "body.bias. holds NaN or infinity"),
+        (torch.full((10,), float("nan")).to(torch.float8_e4m3fn), "body.bias. holds NaN or infinity"),
+    ],
+)
+def test_numbers_of_any_kind_are_taken_or_named(tmp_path, tensor, expected):
+    from types import SimpleNamespace
+
+    torch.save({"state_dict": {"bias": tensor}}, tmp_path / "x.pth")
+    stand_in = SimpleNamespace(state_dict=lambda: {"body.bias.": torch.zeros(10)})
+    if expected is None:
+        (array,) = read_foreign_weights(tmp_path / "x.pth", describe(), stand_in).values()
+        assert array.tolist() == [2.0] * 10
+        return
+    with pytest.raises(ArtifactError) as caught:
+        read_foreign_weights(tmp_path / "x.pth", describe(), stand_in)
+    assert str(caught.value) == f"{tmp_path / 'x.pth'}: {expected}"

@@ -125,7 +125,7 @@ def test_pca_does_not_care_for_order_rotation_duplicates_or_offset(backend):
         return f"rank {rank}"
 
     inputs = st.tuples(SEEDS, st.integers(8, 40), st.integers(2, 9), st.booleans(), st.booleans())
-    outcomes(f"pca: {backend}", inputs, act, quick=5)
+    outcomes(f"pca: {backend}", inputs, act, quick=5, cost=10)
 
 
 @pytest.mark.parametrize("backend", ["streaming", "sklearn", "faiss"])
@@ -195,7 +195,8 @@ def test_kmeans_does_not_care_for_order_rotation_duplicates_or_offset(backend):
         return "the groups" if ari(free.labels_N, truth_N) == 1 else "others, from k-means++"
 
     inputs = st.tuples(SEEDS, st.integers(2, 5), st.integers(2, 8), st.integers(1, 6))
-    counts = outcomes(f"k-means: {backend}", inputs, act, quick=3 if backend == "minibatch" else 6)
+    costly = backend == "minibatch"
+    counts = outcomes(f"k-means: {backend}", inputs, act, quick=3 if costly else 6, cost=100 if costly else 10)
     assert counts["the groups"] >= counts.total() // 2
 
 

@@ -49,6 +49,8 @@ def read_mnist(
         raise DataError(f"{images_file}: {len(images_NHW)} images, but {labels_file} holds {len(targets_N)} labels")
     if images_NHW.size == 0:
         raise DataError(f"{images_file}: holds no images")
+    if (sides := images_NHW.shape[1:]) != sides[:1] * 2:
+        raise DataError(f"{images_file}: images must be square; got {sides[0]}x{sides[1]} pixels")
     if targets_N.max() >= CLASSES:
         raise DataError(f"{labels_file}: labels must be 0 to 9; got {targets_N.max()}")
     return images_NHW[:, None], targets_N, list(CLASS_NAMES[name])
@@ -72,6 +74,8 @@ def read_idx(path: Path, *, dimensions: int) -> npt.NDArray[np.uint8]:
     if len(body) != expected:
         follow = "more" if len(body) > expected else len(body)
         raise DataError(f"{path}: damaged, its header promises {expected} bytes and {follow} follow; {FETCH_AGAIN}")
+    if not expected:  # of any other sizes, beyond what an array may have
+        return np.empty([0] * dimensions, np.uint8)
     return np.frombuffer(body, np.uint8).reshape(shape).copy()  # frombuffer alone would be read-only
 
 
