@@ -19,6 +19,7 @@ from deepcluster.errors import ArtifactError, UserError
 from deepcluster.params import PARAMS_FILE
 
 LOCK = Path("dvc.lock")
+HEAD = "schema: '2.0'\nstages:\n"
 ENTRY = re.compile(r"^  [^\s-].*$", flags=re.MULTILINE)  # the line that begins a stage's entry, or what there is of it
 TEMPORARY = Path(".dvc/tmp")  # on the same disk as the cache, and ignored by git and DVC
 Fetch = Callable[[Path, Path], None]
@@ -233,7 +234,7 @@ def _loaded(text: str) -> object:
         return YAML(typ="safe").load(text)
     except YAMLError:
         begun = [match.start() for match in ENTRY.finditer(text)]
-        if not begun and "\nstages:\n" in text:
+        if not begun and not HEAD.startswith(text):
             raise
         return YAML(typ="safe").load(text[: begun[-1]] if begun else "")
 
