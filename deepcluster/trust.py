@@ -159,7 +159,7 @@ def _judged(pairs: Sequence[tuple[Run, int]], restarts: int) -> Iterator[Judged]
             restarts=restarts,
             seed=pairs[0][0].params.seed,
             device=device(),
-            gpu=faiss_gpu(),
+            gpu=faiss_gpu(deterministic=run.params.deterministic),
         )
 
 

@@ -28,7 +28,7 @@ from deepcluster.seeding import derive_seed, torch_generator
 HALVINGS = 5
 SILHOUETTE_ROWS = 2000
 VIEWED = 2000
-SECTION_ROWS, SECTION_HALVINGS = 5000, 3
+SECTION_ROWS = 5000
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,8 @@ def trust_section(
 ) -> dict[str, float | int | None]:
     """Measures of the reported clustering for metrics.json, on at most 5,000 images: the cost does not grow with N.
 
-    "images": how many those were. None where a measure is not defined: see `trust`.
+    Of up to 5,000 images they are those of `judge`. "images": how many there were. None where a measure is not defined:
+    see `trust`.
     """
     run = Run(Path(), params, images, len(clustering.sizes_K))
     rows_S = sampled_rows(images.samples, SECTION_ROWS, params.seed)
@@ -234,7 +235,7 @@ def trust_section(
         [],
         views,
         cluster=partial(final_clusters, k=run.k, gpu=gpu),
-        halvings=SECTION_HALVINGS,
+        halvings=HALVINGS,
         silhouette_rows=SILHOUETTE_ROWS,
         seed=derive_seed(params.seed, "trust", 0),
     )
