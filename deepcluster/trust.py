@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from deepcluster import artifacts
 from deepcluster.augment import Augmentation
-from deepcluster.errors import UserError
+from deepcluster.errors import UserError, in_ranges
 from deepcluster.evaluation.trust import agreements, neighbour_agreements
 from deepcluster.evaluation.trust_choice import preferred, rank_correlations, trust_scores
 from deepcluster.evaluation.trust_runs import HALVINGS, SILHOUETTE_ROWS, VIEWED, Judged, Run, judge, open_run, still
@@ -106,13 +106,6 @@ def parse_epochs(text: str, run: Run) -> list[int]:
     if missing := [str(epoch) for epoch in chosen if epoch and epoch not in there]:
         raise UserError(f"--epochs: not run: {', '.join(missing)}; there are {in_ranges(there)}")
     return chosen
-
-
-def in_ranges(numbers: Sequence[int]) -> str:
-    """`1 to 4, 7` of ascending 1, 2, 3, 4, 7."""
-    starts = [n for n in numbers if n - 1 not in numbers]
-    ends = [n for n in numbers if n + 1 not in numbers]
-    return ", ".join(f"{a}" if a == b else f"{a} to {b}" for a, b in zip(starts, ends, strict=True))
 
 
 def last_epoch(run: Run) -> int:

@@ -17,7 +17,8 @@ from deepcluster import artifacts, layout
 from deepcluster.artifacts import provenance as provenance_module
 from deepcluster.console import Bars, Listing, Pairs, bytes_text, number_text, print_blocks
 from deepcluster.inspection.tables import Cells
-from deepcluster.origins import dvc_md5, in_ranges
+from deepcluster.errors import in_ranges
+from deepcluster.origins import dvc_md5
 from deepcluster.show.render import _sizes
 
 ALL = ("dataset", "features", "pca", "clusters", "checkpoint")
@@ -232,7 +233,7 @@ class TestRefusals:
         shutil.rmtree("data")
         message = "error: no epoch has pca.zarr yet; `deepcluster run` makes them\n"
         assert outcome("show", "pca") == (2, "", message)
-        message = "error: data/dataset/images.zarr: not found; run `dvc repro prepare`\n"
+        message = "error: data/dataset/images.zarr: not found; run `deepcluster run`\n"
         assert outcome("show", "dataset") == (2, "", message)
 
     def test_not_in_a_project(self, tmp_path, monkeypatch, outcome):

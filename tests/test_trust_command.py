@@ -158,7 +158,7 @@ class TestEpochs:
             "error: --out: file/x cannot be written to: Not a directory\n"
         )
         shutil.rmtree(layout.IMAGES)
-        expected = "error: data/dataset/images.zarr: not found; run `dvc repro prepare`\n"
+        expected = "error: data/dataset/images.zarr: not found; run `deepcluster run`\n"
         assert outcome("trust") == (2, "", expected)
         monkeypatch.chdir(tmp_path)
         expected = "error: params.yaml: not found; run this in the project's folder, the one with dvc.yaml\n"
