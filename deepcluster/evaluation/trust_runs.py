@@ -19,7 +19,7 @@ from deepcluster.clustering.kmeans import Clustering
 from deepcluster.errors import UserError
 from deepcluster.evaluation.baselines import final_clusters
 from deepcluster.evaluation.trust import Trust, Views, kmeans_runs, measured
-from deepcluster.features import extract_features
+from deepcluster.features import all_features
 from deepcluster.images import open_rows
 from deepcluster.params import PARAMS_FILE, Augment, Params, final_k, load_params
 from deepcluster.pixels import to_float
@@ -197,7 +197,7 @@ def _features(
 def _extract(
     run: Run, checkpoint: Checkpoint, pixels_NCHW: NDArray[np.uint8], device: torch.device
 ) -> NDArray[np.float32]:
-    blocks = extract_features(
+    return all_features(
         checkpoint.backbone,
         pixels_NCHW,
         batch_size=run.params.extract.batch_size,
@@ -205,7 +205,6 @@ def _extract(
         std=run.images.attributes["std"],
         device=device,
     )
-    return np.concatenate(list(blocks))
 
 
 def trust_section(
