@@ -318,6 +318,13 @@ class TestAnswer:
             "Memory: at most 5 GB (extract), 6 GB available",
         ]
 
+    def test_a_long_train_stage_keeps_its_state_twice_in_progress(self):
+        costs = (Cost("extract", 100.0, 3, 2e9, 5e9), Cost("train", 60.0, 3, 1e9, 2e9))
+        found = as_json(self.answer(costs=costs, copies=2))
+        assert (found["disk"], found["disk_in_progress"]) == (2 * 9e9 + 2e9, 2e9)
+        short = (costs[0], Cost("train", 59.0, 3, 1e9, 2e9))
+        assert self.answer(costs=short, copies=2).disk == 2 * 9e9
+
     def test_copies_in_the_cache_double_the_disk(self):
         disk, _ = verdict(self.answer(copies=2))
         assert disk == (
