@@ -65,8 +65,8 @@ SEARCHES = 50 + 1 + 2
 
 
 def trust_seconds(k: int) -> float:
-    """5,000 images and 2,000 views; 3 times the halves of 5,000, best of 5."""
-    return 7_000 * 0.001 + 3 * 5 * SEARCHES * 5_000 * k * 2e-8
+    """5,000 images and 2,000 views; 5 times the halves of 5,000, best of 5."""
+    return 7_000 * 0.001 + 5 * 5 * SEARCHES * 5_000 * k * 2e-8
 
 
 def judging(**changes: Any) -> float:
