@@ -13,6 +13,7 @@ from deepcluster.commands.estimate import estimate
 from deepcluster.commands.filters import filters
 from deepcluster.commands.metrics import metrics
 from deepcluster.commands.new import new
+from deepcluster.commands.prune import prune
 from deepcluster.commands.seeds import seeds
 from deepcluster.commands.show import show
 from deepcluster.commands.trust import trust
@@ -56,6 +57,7 @@ app.command()(estimate)
 
 app.command()(filters)
 app.command()(upload)
+app.command()(prune)
 
 
 app.command()(seeds)

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from deepcluster import artifacts, layout
-from deepcluster.errors import BusyError, RunnerError, UserError
+from deepcluster.errors import RunnerError, UserError
 from deepcluster.evaluation.epochs import epoch_row
 from deepcluster.faults import explained, unwritable
 from deepcluster.lockfile import check_lock, write_entries
-from deepcluster.mending import mend
+from deepcluster.mending import alone
 from deepcluster.params import PARAMS_FILE, load_params
 from deepcluster.plan import check_schedule
-from deepcluster.processes import RWLOCK, alive, dvc_writers
+from deepcluster.pruned import read_pruned
 from stages.cluster import cluster
 from stages.common import open_images, remove_leavings
 from stages.evaluate import evaluate
@@ -66,7 +66,11 @@ def run(targets: Sequence[str] = ()) -> int:
     last = max([_epoch(target) for target in targets] or [epochs]) or epochs
     remove_leavings()
     try:
-        with _alone() as repo, _LockedOnceAnEpoch(EpochTable(last)) as locking, _in_process(PARAMS_FILE.read_bytes()):
+        with (
+            alone() as repo,
+            _LockedOnceAnEpoch(EpochTable(last), targets) as locking,
+            _in_process(PARAMS_FILE.read_bytes()),
+        ):
             return len(repo.reproduce(targets=list(targets) or None, repro_fn=locking.reproduce))
     except ReproductionError as error:
         cause = _cause(error)
@@ -75,25 +79,6 @@ def run(targets: Sequence[str] = ()) -> int:
         raise explained(cause) or unwritable(layout.DATA) or RunnerError(f"{error}: {cause}") from cause
     except DvcException as error:
         raise explained(error) or RunnerError(f"dvc: {' '.join(str(error).split())}") from error
-
-
-@contextmanager
-def _alone() -> Iterator[Any]:
-    """DVC's `Repo`, its lock held but while stages work, and waited for: `dvc push` beside a run holds it for long.
-
-    BusyError where a `dvc repro` is in the middle of a stage: it gives up if it does not get its lock back in seconds.
-    """
-    from dvc.repo import Repo, lock_repo
-
-    with Repo(_wait_for_lock=True) as repo, lock_repo(repo):
-        for process, command in dvc_writers(Path(repo.tmp_dir) / RWLOCK.name).items():
-            if process != os.getpid() and alive(process):
-                raise BusyError(
-                    f"process {process} (`{command}`) works in this project; wait until it has ended, or end it"
-                )
-        for line in mend(repo):
-            print(line, flush=True)
-        yield repo
 
 
 def check_dvc() -> None:
@@ -136,11 +121,17 @@ def _refuse_changed_weights(path: str | None) -> None:
 
 
 class _LockedOnceAnEpoch:
-    """Reproduces stages as DVC does, but keeps their lock entries until an epoch is complete, or the run ends."""
+    """Reproduces stages as DVC does, but keeps their lock entries until an epoch is complete, or the run ends.
 
-    def __init__(self, table: "EpochTable") -> None:
+    Pruned feature dumps are left alone until a stage that must run reads one, or `targets` name its stage.
+    """
+
+    def __init__(self, table: "EpochTable", targets: Sequence[str]) -> None:
         self._pending: list[Any] = []
         self._table = table
+        self._wanted = set(targets)
+        self._pruned = read_pruned()
+        self._left: dict[str, tuple[Any, dict[str, Any]]] = {}  # stages without their pruned dump, by its path
 
     def __enter__(self) -> "_LockedOnceAnEpoch":
         return self
@@ -150,6 +141,31 @@ class _LockedOnceAnEpoch:
 
     def reproduce(self, stage: Any, **kwargs: Any) -> Any:
         """`repro_fn` of DVC: the stage if it ran (or came from the run-cache), None if nothing had changed."""
+        if gone := self._gone(stage):
+            if not _changed_but_for(stage, gone):
+                self._left |= {out.fs_path: (stage, kwargs) for out in stage.outs if out in gone}
+                return None
+            for item in gone:
+                if item.fs_path in self._left:
+                    producer, its = self._left.pop(item.fs_path)
+                    self._reproduce(producer, **its)
+        return self._reproduce(stage, **kwargs)
+
+    def _gone(self, stage: Any) -> list[Any]:
+        """Of a stage's outputs and dependencies those that were pruned, as dvc.lock names them, and are not back."""
+        if not self._pruned:
+            return []
+        asked_for = {stage.name, stage.name.partition("@")[0]} & self._wanted
+        return [
+            item
+            for item in (*(() if asked_for else stage.outs), *stage.deps)
+            if item.hash_info
+            and self._pruned.get(item.def_path) == item.hash_info.value
+            and not item.exists
+            and item.changed_cache()  # of a dependency always true
+        ]
+
+    def _reproduce(self, stage: Any, **kwargs: Any) -> Any:
         if stage.name.startswith("extract@"):
             self._table.begin()
         done = stage.reproduce(**kwargs)
@@ -166,6 +182,11 @@ class _LockedOnceAnEpoch:
             pending, self._pending = self._pending, []
             write_entries(pending[0].dvcfile._lockfile, pending)
             _let_go(pending)
+
+
+def _changed_but_for(stage: Any, gone: Sequence[Any]) -> bool:
+    """DVC's `Stage.changed`, were the outputs and dependencies `gone` there."""
+    return stage.changed_stage() or any(item.status() for item in (*stage.deps, *stage.outs) if item not in gone)
 
 
 def _let_go(stages: Sequence[Any]) -> None:
