@@ -155,6 +155,9 @@ def run(
             autocompletion=completion.recipes,
         ),
     ] = None,
+    pull: Annotated[
+        bool, typer.Option("--pull", help="Take from DVC's remote what it has of this, also of other clones' runs.")
+    ] = False,
 ) -> None:
     """Bring the pipeline up to date in one process: what `dvc repro` does, without its start-up costs.
 
@@ -177,8 +180,10 @@ def run(
             _take_recipe(recipe, overrides)
         if note := rate_ends_elsewhere(load_params()):
             print(note)
-        count = run_pipeline(targets or [])
-    print(f"{count} stages ran" if count else "everything is up to date")
+        ran, restored = run_pipeline(targets or [], pull=pull)
+    found = [f"{ran} stages ran"] if ran else []
+    found += [f"{restored} restored from the cache"] if restored else []
+    print(", ".join(found) or "everything is up to date")
 
 
 @app.command("sweep-k")

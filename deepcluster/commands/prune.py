@@ -26,9 +26,9 @@ def prune(
     """Free the feature dumps of all epochs but the first, the last and those named, here and in DVC's cache.
 
     `deepcluster run` does not make them again until a stage needs one: stages/pruned.yaml, which belongs into git,
-    lists them. `dvc repro --allow-missing` does not either; a plain `dvc repro` does, with the same bytes, and nothing after
-    them. Checkpoints, components and clusters stay. What other branches, tags, experiments or artifacts need stays, and
-    what a remote has. `deepcluster run extract@E` brings a dump back.
+    lists them. `dvc repro --allow-missing` does not either; a plain `dvc repro` does, with the same bytes, and nothing
+    after them. Checkpoints, components and clusters stay, and what other branches, tags, experiments or artifacts need,
+    or a remote has. `deepcluster run extract@E` brings a dump back.
     """
     import sys
 
