@@ -21,10 +21,9 @@ COMMANDS = {
     "dvc status": ("dvc", "status"),
     "dvc status train@1": ("dvc", "status", "train@1"),
     "dvc repro (nothing to do)": ("dvc", "repro"),
-    "deepcluster run (nothing to do)": ("deepcluster", "run"),
-    "deepcluster metrics": ("deepcluster", "metrics"),
-    "deepcluster prune --dry-run": ("deepcluster", "prune", "--every", "10", "--dry-run"),
-    "deepcluster --help": ("deepcluster", "--help"),
+    "deepcluster run (nothing to do)": ("python", "-m", "deepcluster", "run"),
+    "deepcluster prune --dry-run": ("python", "-m", "deepcluster", "prune", "--every", "10", "--dry-run"),
+    "deepcluster --help": ("python", "-m", "deepcluster", "--help"),
     "dvc --version": ("dvc", "--version"),
 }
 

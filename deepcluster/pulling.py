@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from deepcluster.artifacts.remote import TIMEOUT, reason, started, timeout
+from deepcluster.artifacts.remote import reason, started, timeout
 from deepcluster.errors import RemoteError, UserError
 from deepcluster.references import contents
 
@@ -129,5 +129,5 @@ def _said(url: str) -> Iterator[None]:
             raise RemoteError(f"{url}: {error}") from error
         raise
     except Exception as error:  # clients raise what they like
-        said = reason(error, check="the network and `dvc remote list`", more=TIMEOUT)
+        said = reason(error, where="`dvc remote list`")
         raise RemoteError(f"{url}: {said}") from error

@@ -56,3 +56,19 @@ def test_code_is_hashed_once_and_artifacts_each_time(dvc):
         assert [dependency.get_hash(data), dependency.get_hash(data)] == [2, 3]
     assert dependency.get_hash(code) == 4
     assert looks == [code.def_path, data.def_path, data.def_path, code.def_path]
+
+
+def test_a_lock_is_parsed_again_only_once_its_file_is_another(monkeypatch, tmp_path):
+    from dvc.dvcfile import Lockfile
+
+    looks = []
+    monkeypatch.setattr(Lockfile, "load", lambda lockfile, **options: looks.append(options) or len(looks))
+    lock = Lockfile.__new__(Lockfile)
+    lock.path = str(tmp_path / "dvc.lock")
+    with looked_at_once():
+        assert [lock.load(), lock.load()] == [1, 2]  # there is none
+        (tmp_path / "dvc.lock").write_text("a")
+        assert [lock.load(), lock.load(), lock.load(round_trip=True), lock.load()] == [3, 3, 4, 3]
+        (tmp_path / "new").write_text("b")
+        (tmp_path / "new").replace(tmp_path / "dvc.lock")
+        assert [lock.load(), lock.load()] == [5, 5]

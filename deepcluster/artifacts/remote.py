@@ -166,15 +166,15 @@ def started(function: Callable[[T], R], item: T) -> "Future[R]":
     return future
 
 
-def reason(error: Exception, *, check: str = f"the network and {STORE}", more: str = TIMEOUT) -> str:
-    """What to do about a client's error, by its kind. check: what else may be wrong; more: what allows more time."""
+def reason(error: Exception, *, where: str = STORE) -> str:
+    """What to do about a client's error, by its kind. where: what else to check than the network."""
     kind, status = type(error).__name__, getattr(error, "status", None)
     if isinstance(error, TimeoutError) or "Timeout" in kind:
-        return f"no answer within {timeout():g} s; check {check}, or allow more with {more}"
+        return f"no answer within {timeout():g} s; check the network and {where}, or allow more with {TIMEOUT}"
     if isinstance(error, PermissionError) or "Credentials" in kind or status in (401, 403):
         said = _one_line(error)
         return f"refused ({said}); check the credentials (of S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE)"
-    return f"cannot be reached ({_one_line(error)}); check {check}"
+    return f"cannot be reached ({_one_line(error)}); check the network and {where}"
 
 
 def _one_line(error: Exception) -> str:
