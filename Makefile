@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ACTIVE := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help repro test test-slow bench lint audit install clean
+.PHONY: help repro test test-slow fuzz bench lint audit install clean
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -17,6 +17,10 @@ test: $(VENV)/.dev ## the tests, without the slow ones
 
 test-slow: $(VENV)/.dev ## the slow tests
 	@$(ACTIVE) pytest -m slow
+
+fuzz: $(VENV)/.dev  ## the fuzz tests with 10,000 inputs each; what became of them goes to docs/reliability/fuzz.json
+	@rm -f docs/reliability/fuzz.json
+	@$(ACTIVE) FUZZ_INPUTS=10000 FUZZ_RECORD=docs/reliability/fuzz.json pytest -q $(wildcard tests/test_fuzz_*.py) tests/test_invariances.py
 
 bench: $(VENV)/.dev ## the benchmarks
 	@$(ACTIVE) python -m benchmarks

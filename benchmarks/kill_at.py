@@ -27,7 +27,7 @@ DATA, DVC = os.path.join(ROOT, "data"), os.path.join(ROOT, ".dvc")
 SITE = os.environ.get("DVC_SITE_CACHE_DIR", "")
 PATHS = {"os.rename": 1, "os.link": 1, "os.remove": 0, "os.mkdir": 0, "os.rmdir": 0, "os.symlink": 1, "open": 0}
 HASHES = re.compile(r"(\.dvc/cache/(?:files/md5|runs)/).*")
-RANDOM = re.compile(r"[0-9A-Za-z_-]{22}(?=\.tmp|$)|(?<=\.)\d+(?=\.(?:old\.)?partial)")
+RANDOM = re.compile(r"[0-9A-Za-z_-]{22}(?=\.tmp|$)|(?<=\.)(?:\d+|[0-9a-f]{32})(?=\.(?:old\.)?partial)")
 
 
 def process() -> str:

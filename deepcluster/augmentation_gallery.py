@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from deepcluster import artifacts, layout
 from deepcluster.augment import Augmentation, augment, augmentation_of
-from deepcluster.errors import UserError
+from deepcluster.errors import ArtifactError, UserError
 from deepcluster.evaluation.settings_used import data_changed, in_words
 from deepcluster.inspection.gallery import sheet_png
 from deepcluster.params import load_params
@@ -37,6 +37,8 @@ def show_augmentations(images: int, views: int, epoch: int, out: Path) -> None:
     if out.is_dir():
         raise UserError(f"--out: must be a file name; {out} is a folder")
     params = load_params()
+    if not layout.IMAGES.exists() and artifacts.elsewhere(layout.IMAGES) is None:
+        raise ArtifactError(f"{layout.IMAGES}: not found; run `deepcluster run prepare`")  # for this no more is needed
     store = artifacts.open_store(layout.IMAGES, "images", made_by="prepare")
     if not out.parent.is_dir():
         raise UserError(f"--out: {out.parent}: no such folder")

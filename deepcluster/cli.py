@@ -24,7 +24,7 @@ from deepcluster.errors import UserError
 from deepcluster.export import Format
 from deepcluster.params import load_params
 from stages.cluster import cluster
-from stages.common import Epoch, Overrides, open_images, overridable, override, run_app
+from stages.common import Epoch, Overrides, open_images, overridable, override, run_app, say_if_rate_ends_elsewhere
 from stages.evaluate import evaluate
 from stages.extract import extract
 from stages.initialise import initialise
@@ -104,6 +104,7 @@ def recipe(
             print(f"{found}: {about}")
         return
     _take_recipe(name, overrides)
+    say_if_rate_ends_elsewhere(load_params())
 
 
 def _take_recipe(name: str, overrides: list[str] | None) -> None:
@@ -130,14 +131,13 @@ def plan(
     Growing keeps every epoch that exists; shrinking and growing back computes no epoch again.
     """
     from deepcluster.plan import plan as write_plan
-    from deepcluster.plan import rate_ends_elsewhere, refuse_epochs
+    from deepcluster.plan import refuse_epochs
 
     refuse_epochs(epochs)
     override(overrides, plans=True)
     before, now = write_plan(epochs)
     print(f"{layout.SCHEDULE}: {now} epochs" + (f" (were {before})" if before not in (0, now) else ""))
-    if note := rate_ends_elsewhere(load_params()):
-        print(note)
+    say_if_rate_ends_elsewhere(load_params())
 
 
 @app.command()
@@ -169,7 +169,6 @@ def run(
     """
     from deepcluster.locking import only_run
     from deepcluster.plan import plan as write_plan
-    from deepcluster.plan import rate_ends_elsewhere
     from deepcluster.runner import run as run_pipeline
 
     with only_run():  # before the settings are touched, which another run would stop at
@@ -178,8 +177,7 @@ def run(
             write_plan()
         else:
             _take_recipe(recipe, overrides)
-        if note := rate_ends_elsewhere(load_params()):
-            print(note)
+        say_if_rate_ends_elsewhere(load_params())
         ran, restored = run_pipeline(targets or [], pull=pull)
     found = [f"{ran} stages ran"] if ran else []
     found += [f"{restored} restored from the cache"] if restored else []
@@ -268,6 +266,7 @@ def summary() -> None:
     from deepcluster.inspection.held_out import tables
     from deepcluster.inspection.tables import baseline_cells, epoch_cells, named_baselines, print_table, trust_line
 
+    params = load_params()  # first: outside a project that is what is missing
     rows, metrics = read_results()
     print_table(epoch_cells(rows))
     k, sizes = metrics["k"], metrics["clusters"]
@@ -286,7 +285,7 @@ def summary() -> None:
     if line := trust_line(metrics.get("trust", {})):
         print(f"\n{line}")
     print(f"\nClusters: {layout.EVALUATION / 'clusters.csv'}\nReport:   {layout.REPORT}")
-    if keys := changed(open_images(), load_params(), last=len(rows)):
+    if keys := changed(open_images(), params, last=len(rows)):
         print(f"\nMade with other settings than params.yaml has now ({in_words(keys)}); `deepcluster run` follows them")
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
 
+import typer
+
 from deepcluster import layout
 
 Offers = list[tuple[str, str]]
@@ -40,6 +42,16 @@ def epochs_and_untrained(incomplete: str) -> Offers:
     """The epochs that have a backbone; 0 is the untrained one."""
     numbers = [path.parent.name for path in layout.EPOCHS.glob("*/checkpoint") if path.parent.name.isdigit()]
     return [(number, "untrained" if number == "0" else "checkpoint") for number in sorted(numbers, key=int)]
+
+
+def epochs_shown(ctx: typer.Context, incomplete: str) -> Offers:
+    """The epochs that have the artifact that the line names for `show`; those with a backbone while it names none."""
+    what = ctx.params.get("what") or next(
+        iter(ctx.args), None
+    )  # click parses no argument before an option without value
+    if what in (None, "checkpoint"):
+        return epochs_and_untrained(incomplete)
+    return [offer for offer in epochs(incomplete) if what in offer[1].split(", ")]
 
 
 @_silent

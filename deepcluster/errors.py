@@ -1,6 +1,6 @@
-"""Errors for the person at the keyboard: one clear line, exit code 2, no traceback."""
+"""Errors for the person at the keyboard: one clear line, exit code 2, no traceback; and the words of such lines."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -63,3 +63,19 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the known name nearest to `name`, or an empty string."""
     matches = get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)
     return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def in_ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers as `1 to 3, 5`."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    return ", ".join(str(low) if low == high else f"{low} to {high}" for low, high in ranges)
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 file`, `2 files`, `1,000 files`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

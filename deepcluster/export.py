@@ -49,14 +49,10 @@ def export(epoch: int, format: Format, target: Path, *, force: bool = False) -> 
 
 
 def _check_epoch(epoch: int) -> None:
-    folders = layout.epoch_folder(epoch).parent.glob("*/checkpoint")
-    found = sorted(int(folder.parent.name) for folder in folders if folder.parent.name.isdecimal())
-    if not found:
-        raise UserError(f"--epoch: no epoch was run yet, so there is no {epoch}; run `deepcluster run`")
-    if epoch not in found:
-        gapless = len(found) > 2 and found == list(range(found[0], found[-1] + 1))
-        there = f"{found[0]} to {found[-1]}" if gapless else ", ".join(map(str, found))
-        raise UserError(f"--epoch: must be one that was run ({there}; 0 is the untrained backbone); got {epoch}")
+    from deepcluster.origins import chosen_epoch, origin
+
+    with origin(None) as workspace:
+        chosen_epoch(workspace, layout.checkpoint, epoch, option="--epoch", least=0)
 
 
 def _check_target(target: Path, *, force: bool) -> None:

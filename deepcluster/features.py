@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from deepcluster.errors import NumericsError
 from deepcluster.models.build import Backbone, Precision, autocast, compiled
 from deepcluster.pixels import normalise, to_float
+from deepcluster.progress import counted
 from deepcluster.transfer import Arriving, to_device
 
 ROWS_NAMED = 5
@@ -62,6 +63,22 @@ def extract_features(
         before = start, len(rows), features_BD
     if before is not None:
         yield _arrived(*before)[max(0, first - before[0]) :]
+
+
+def all_features(
+    backbone: Backbone,
+    images: ImageRows,
+    *,
+    batch_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device,
+    label: str = "",
+) -> NDArray[np.float32]:
+    """What `extract_features` yields in float32, in one array [N, D]; its progress is shown under `label`, if any."""
+    blocks = extract_features(backbone, images, batch_size=batch_size, mean=mean, std=std, device=device)
+    count = images.shape[0]
+    return np.concatenate(list(counted(blocks, label, count, "images") if label else blocks))
 
 
 def _padded(rows: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

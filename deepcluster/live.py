@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcluster import artifacts, layout
-from deepcluster.errors import ArtifactError, UserError
+from deepcluster.errors import ArtifactError, UserError, in_ranges
 from deepcluster.evaluation.epochs import Row, epoch_row
 from deepcluster.inspection.tables import Cells, epoch_cells, plain_text, print_table
-from deepcluster.origins import LOCK, Origin, dvc_md5, in_ranges, origin
+from deepcluster.origins import LOCK, Origin, dvc_md5, origin
 from deepcluster.plan import scheduled_epochs
 
 if TYPE_CHECKING:

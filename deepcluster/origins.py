@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from deepcluster import artifacts, layout
-from deepcluster.errors import ArtifactError, UserError
+from deepcluster.errors import ArtifactError, UserError, in_ranges
 from deepcluster.params import PARAMS_FILE
 from deepcluster.pruned import bring_back, read_pruned
 
@@ -65,7 +65,11 @@ class Origin:
         """Where the artifact can be read; UserError if it is not there, or its files are in no cache."""
         if not self.has(path):
             self.refuse_pruned(path, made_by=made_by)
-            raise ArtifactError(f"{self.named(path)}: not found; run `dvc repro {made_by}`" + self._there())
+            if self.revision is None:
+                raise artifacts.missing(path, made_by)
+            raise ArtifactError(
+                f"{self.named(path)}: not found; run `dvc repro {made_by}` with {self.revision} checked out"
+            )
         here = self.root / path
         if self.fetch is not None and not here.exists():
             try:
@@ -79,7 +83,8 @@ class Origin:
         """ArtifactError, with the way back, if `path` was pruned as dvc.lock names it."""
         locked = self.locked(path)
         if locked is not None and locked.md5 is not None and self.pruned.get(path.as_posix()) == locked.md5:
-            raise ArtifactError(f"{self.named(path)}: {bring_back(path, made_by)}" + self._there())
+            there = "" if self.revision is None else f" with {self.revision} checked out"
+            raise ArtifactError(f"{self.named(path)}: {bring_back(path, made_by)}{there}")
 
     def place_of_file(self, path: Path) -> Path:
         """Where a file that is in git, such as params.yaml, can be read."""
@@ -114,9 +119,6 @@ class Origin:
     def locked(self, path: Path) -> Locked | None:
         """What dvc.lock says of the artifact, or None if it says nothing."""
         return self.lock.get(path.as_posix())
-
-    def _there(self) -> str:
-        return "" if self.revision is None else f" with {self.revision} checked out"
 
     @contextmanager
     def _said(self) -> Iterator[None]:
@@ -196,17 +198,6 @@ def dvc_md5(path: Path) -> str:
     names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
     listed = json.dumps([{"md5": dvc_md5(path / name), "relpath": name} for name in names])
     return hashlib.md5(listed.encode(), usedforsecurity=False).hexdigest() + ".dir"
-
-
-def in_ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers as `1 to 3, 5`."""
-    ranges: list[list[int]] = []
-    for number in numbers:
-        if ranges and number == ranges[-1][1] + 1:
-            ranges[-1][1] = number
-        else:
-            ranges.append([number, number])
-    return ", ".join(str(low) if low == high else f"{low} to {high}" for low, high in ranges)
 
 
 def _fetcher(files: Any, revision: str) -> Fetch:

@@ -51,7 +51,8 @@ def rate_ends_elsewhere(params: Params) -> str | None:
         return None
     return (
         f"note: the learning rate's cosine ends after {schedule.epochs} epochs (train.schedule.epochs), the run after "
-        f"{params.epochs}; another length trains every epoch anew"
+        f"{params.epochs}; `deepcluster set train.schedule.epochs={params.epochs}` makes them equal, and trains every "
+        "epoch anew"
     )
 
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 Report = Callable[[int, int], None]
+LEAST_SECONDS = 0.05
 
 
 @contextmanager
@@ -37,8 +38,13 @@ def reporting(label: str, unit: str, start: int = 0) -> Iterator[Report]:
             yield draw
     seconds = time.perf_counter() - started
     done = latest - start
-    rate = f": {done:,} {unit}, {done / max(seconds, 1e-9):,.0f}/s" if done else ""
-    print(f"{label}{rate}, {seconds:.1f} s", file=sys.stderr)
+    counted = f": {done:,} {unit}{_rate(done, seconds)}" if done else ""
+    print(f"{label}{counted}, {seconds:.1f} s", file=sys.stderr)
+
+
+def _rate(done: int, seconds: float) -> str:
+    """`, 44/s`; nothing where that would say nothing: below one a second, and of what took no time (shown as 0.0 s)."""
+    return f", {done / seconds:,.0f}/s" if LEAST_SECONDS <= seconds <= done else ""
 
 
 def counted(

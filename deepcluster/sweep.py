@@ -17,7 +17,7 @@ from deepcluster.inspection.tables import SWEEP_COLUMNS, epoch_cells, print_tabl
 from deepcluster.memory import refuse_too_large
 from deepcluster.params import at_epoch, load_params
 from deepcluster.seeding import derive_seed
-from stages.common import faiss_gpu
+from stages.common import faiss_gpu, refuse_epoch
 
 
 def parse_ks(text: str) -> list[int]:
@@ -32,8 +32,7 @@ def sweep_epoch(epoch: int, ks: Sequence[int], *, seeds: int, silhouette_rows: i
     """Print and write the table; what is done so far is on disk after each k. Run 0 is what `cluster@E` would do."""
     from deepcluster.clustering.kmeans import memory_needed
 
-    if epoch < 1:
-        raise UserError(f"--epoch: must be >= 1 (epoch 0 is the untrained backbone of `initialise`); got {epoch}")
+    refuse_epoch(epoch)
     params = at_epoch(load_params(), epoch)
     settings = params.cluster
     if settings.method != "kmeans":

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from deepcluster import artifacts
 from deepcluster.augment import Augmentation
-from deepcluster.errors import UserError
+from deepcluster.errors import UserError, in_ranges
 from deepcluster.evaluation.trust import agreements, neighbour_agreements
 from deepcluster.evaluation.trust_choice import preferred, rank_correlations, trust_scores
 from deepcluster.evaluation.trust_runs import HALVINGS, SILHOUETTE_ROWS, VIEWED, Judged, Run, judge, open_run, still
@@ -108,13 +108,6 @@ def parse_epochs(text: str, run: Run) -> list[int]:
     return chosen
 
 
-def in_ranges(numbers: Sequence[int]) -> str:
-    """`1 to 4, 7` of ascending 1, 2, 3, 4, 7."""
-    starts = [n for n in numbers if n - 1 not in numbers]
-    ends = [n for n in numbers if n + 1 not in numbers]
-    return ", ".join(f"{a}" if a == b else f"{a} to {b}" for a, b in zip(starts, ends, strict=True))
-
-
 def last_epoch(run: Run) -> int:
     """The last epoch of a finished run; UserError if it is not there."""
     last, there = run.params.epochs, run.epochs
@@ -159,7 +152,7 @@ def _judged(pairs: Sequence[tuple[Run, int]], restarts: int) -> Iterator[Judged]
             restarts=restarts,
             seed=pairs[0][0].params.seed,
             device=device(),
-            gpu=faiss_gpu(),
+            gpu=faiss_gpu(deterministic=run.params.deterministic),
         )
 
 

@@ -18,8 +18,8 @@ from typing import Any, Literal
 import deepcluster
 from deepcluster import artifacts
 from deepcluster.artifacts import Difference
-from deepcluster.errors import UserError, nearest
-from deepcluster.origins import LOCK, TEMPORARY, Origin, dvc_md5, in_ranges
+from deepcluster.errors import UserError, in_ranges, nearest
+from deepcluster.origins import LOCK, TEMPORARY, Origin, dvc_md5
 from deepcluster.params import PARAMS_FILE, Params, load_params
 from deepcluster.params.file import parse, read_text
 

@@ -13,11 +13,11 @@ import typer
 
 from deepcluster import completion, layout, locking, processes
 from deepcluster.determinism import deterministic_torch
-from deepcluster.errors import BusyError, UserError
+from deepcluster.errors import BusyError, UserError, in_ranges
 from deepcluster.faults import explained, explaining
 from deepcluster.fingerprints import check_code
 from deepcluster.params import Params, at_epoch, load_params
-from deepcluster.plan import check_schedule, scheduled_epochs
+from deepcluster.plan import check_schedule, rate_ends_elsewhere, scheduled_epochs
 from deepcluster.settings import set_params
 from deepcluster.threads import settle
 from deepcluster.timings import recorded
@@ -91,15 +91,25 @@ def overridable(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def override(overrides: list[str] | None, *, plans: bool = False) -> None:
-    """Set keys of params.yaml and print what changed; also that a new schedule is needed, if the command plans none."""
+    """Set keys of params.yaml and print what changed; unless the command plans next, also what no longer fits."""
     if not overrides:
         return
     changes = set_params(overrides)
     for change in changes:
         print(f"params.yaml: {change}")
-    epochs = load_params().epochs
-    if not plans and any(change.key == "epochs" for change in changes) and len(scheduled_epochs()) != epochs:
+    if plans:
+        return
+    params, keys = load_params(), [change.key for change in changes]
+    if "epochs" in keys and len(scheduled_epochs()) != params.epochs:
         print(f"{layout.SCHEDULE} unrolls another number of epochs: run `deepcluster plan` before `dvc repro`")
+    if any(key == "epochs" or key.startswith("train.schedule.") for key in keys):
+        say_if_rate_ends_elsewhere(params)
+
+
+def say_if_rate_ends_elsewhere(params: Params) -> None:
+    """Print `plan.rate_ends_elsewhere`, if there is anything to say."""
+    if note := rate_ends_elsewhere(params):
+        print(note)
 
 
 def run_app(app: typer.Typer) -> None:
@@ -125,9 +135,15 @@ def run_app(app: typer.Typer) -> None:
 
 
 def refuse_epoch(epoch: object) -> None:
-    """UserError for an epoch that no stage has."""
-    if isinstance(epoch, int) and epoch < 1:
+    """UserError for an epoch that no stage has: below 1, or not in stages/schedule.yaml, where there is that."""
+    if not isinstance(epoch, int):
+        return
+    if epoch < 1:
         raise UserError(f"--epoch: must be >= 1 (epoch 0 is the untrained backbone of `initialise`); got {epoch}")
+    there = scheduled_epochs()
+    if there and epoch not in there:
+        more = f"`deepcluster plan --epochs {epoch}` schedules it"
+        raise UserError(f"--epoch: must be one that is scheduled ({in_ranges(there)}); got {epoch}; {more}")
 
 
 @contextmanager
@@ -136,9 +152,9 @@ def stage(name: str, epoch: int | None = None) -> Iterator[Params]:
 
     With `deterministic` torch takes deterministic algorithms alone.
 
-    Refuses epochs below 1 and, when DVC runs the stage, a schedule that does not fit `epochs`, or a package that is not
-    the one in stages/code.yaml: so a stale file stops whichever stage comes first, before it has done anything. One
-    process at a time is in a stage: two would publish in turns.
+    Refuses epochs that are not scheduled and, when DVC runs the stage, a schedule that does not fit `epochs`, or a
+    package that is not the one in stages/code.yaml: so a stale file stops whichever stage comes first, before it has
+    done anything. One process at a time is in a stage: two would publish in turns.
     """
     refuse_epoch(epoch)
     params = load_params()

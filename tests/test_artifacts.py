@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from deepcluster import artifacts
+from deepcluster import artifacts, layout
 from deepcluster.artifacts import store as store_module
 from deepcluster.errors import ArtifactError
 
@@ -116,9 +117,13 @@ def stored(tmp_path):
     return tmp_path / "x.zarr"
 
 
-def test_refusals_name_the_path_and_the_remedy(stored, tmp_path):
-    with pytest.raises(ArtifactError, match=r"y\.zarr: not found; run `dvc repro extract@1`"):
-        read(tmp_path / "y.zarr")
+def test_refusals_name_the_path_and_the_remedy(stored, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArtifactError, match=r"^y\.zarr: not found; run `deepcluster run`$"):  # as nothing has run yet
+        read(Path("y.zarr"))
+    layout.IMAGES.mkdir(parents=True)
+    with pytest.raises(ArtifactError, match=r"^y\.zarr: not found; run `dvc repro extract@1`$"):
+        read(Path("y.zarr"))
     with pytest.raises(ArtifactError, match="belongs to another data set or sample order"):
         read(stored, ids=artifacts.ids_hash(["a", "c", "b"]))
     with pytest.raises(ArtifactError, match="epoch: expected 2, got 1"):

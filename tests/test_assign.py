@@ -56,7 +56,7 @@ class TestTable:
         status, out, err = assign("a.png", "--out", "labels.csv")
         assert (status, out) == (0, "")
         assert Path("labels.csv").read_text() == printed
-        assert err.splitlines()[-1] == "1 images by noise (k = 4); 0 outliers"
+        assert err.splitlines()[-1] == "1 image by noise (k = 4); 0 outliers"
 
     def test_what_is_no_motif_is_an_outlier(self, assign):
         save_motif(Path("own.png"), 1)
@@ -146,7 +146,7 @@ class TestTrouble:
         assert errors["in/cut.png"]
         assert [row["cluster"] for row in rows.values()] == ["", "", "1", "", ""]
         lines = err.splitlines()
-        assert lines[-2] == "1 images by noise (k = 4); 0 outliers"
+        assert lines[-2] == "1 image by noise (k = 4); 0 outliers"
         assert lines[-1].startswith("warning: 4 files cannot be read: in/out.png: link that leads out of the folder; ")
         assert lines[-1].endswith("; ...")
 
@@ -167,8 +167,26 @@ class TestTrouble:
         Path("empty.png").touch()
         status, _, err = assign("empty.png", "--out", "t.csv")
         assert status == 2
-        assert err.splitlines()[-1] == "error: none of 1 files can be read: empty.png: empty file"
+        assert err.splitlines()[-1] == "error: 1 file, of which none can be read: empty.png: empty file"
         assert Path("t.csv").read_text() == f"{HEADER}\nempty.png,,,,,,empty file\n"
+
+    def test_one_that_is_not_there_stands_in_the_table_of_the_others(self, assign):
+        save_motif(Path("a.png"), 1)
+        save_motif(Path("in/b.png"), 2)
+        status, out, err = assign("a.png", "gone.png", "in", "--out", "t.csv")
+        assert (status, out) == (1, "")
+        assert err.splitlines()[-2:] == [
+            "2 images by noise (k = 4); 0 outliers",
+            "warning: 1 file cannot be read: gone.png: no such file or folder",
+        ]
+        text = Path("t.csv").read_text()
+        assert list(clusters_of(text).items()) == [("a.png", "1"), ("gone.png", ""), ("in/b.png", "2")]
+        assert rows_of(text)["gone.png"]["error"] == "no such file or folder"
+
+    def test_one_in_a_folder_that_cannot_be_read_is_no_mistake_of_the_command_line(self, assign):
+        save_motif(Path("in/a.png"), 1)
+        Path("in/empty.png").touch()
+        assert assign("in", "--out", "t.csv")[0] == 0
 
     def test_a_pipe_is_not_waited_for(self, assign):
         os.mkfifo("pipe.png")
@@ -178,7 +196,7 @@ class TestTrouble:
         ("arguments", "message"),
         [
             (
-                ["none.png", "in", "gone", "--out", "-"],
+                ["none.png", "gone", "--out", "-"],
                 "error: none.png: no such file or folder\nerror: gone: no such file or folder\n",
             ),
             (

@@ -184,6 +184,6 @@ class TestCommand:
     def test_not_prepared(self, tmp_path, monkeypatch, outcome):
         monkeypatch.chdir(tmp_path)
         Path("params.yaml").write_text(PARAMS)
-        message = "error: data/dataset/images.zarr: not found; run `dvc repro prepare`\n"
+        message = "error: data/dataset/images.zarr: not found; run `deepcluster run prepare`\n"
         assert outcome("augmentations") == (2, "", message)
         assert not Path("data").exists()

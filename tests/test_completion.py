@@ -21,6 +21,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "data/epochs/10/features.zarr").mkdir(parents=True)
     (tmp_path / "data/history/1").mkdir(parents=True)
     (tmp_path / "data/history/1/train.json").touch()
+    (tmp_path / "data/history/2/clusters.zarr").mkdir(parents=True)
     (tmp_path / "data/epochs/3/.checkpoint.17.partial").mkdir(parents=True)
     (tmp_path / "data/history/notes").mkdir()
     (tmp_path / "recipes").mkdir()
@@ -46,7 +47,7 @@ def offered(*words: str, shell: str = "bash") -> list[str]:
 
 class TestOffers:
     def test_epochs_that_exist_in_order_with_what_they_have(self, folder):
-        assert completion.epochs("") == [("1", "checkpoint, train"), ("2", "checkpoint"), ("10", "features")]
+        assert completion.epochs("") == [("1", "checkpoint, train"), ("2", "checkpoint, clusters"), ("10", "features")]
         assert [epoch for epoch, _ in completion.epochs("1")] == ["1", "10"]
         assert completion.epochs_and_untrained("") == [("0", "untrained"), ("1", "checkpoint"), ("2", "checkpoint")]
 
@@ -89,6 +90,8 @@ class TestShells:
         ("command", "epochs"),
         [
             (("show", "checkpoint", "--epoch"), ["0", "1", "2"]),
+            (("show", "features", "--epoch"), ["10"]),
+            (("show", "clusters", "-e"), ["2"]),
             (("filters", "--epoch"), ["0", "1", "2"]),
             (("bundle", "--labels", "pseudo", "--epoch"), ["1", "2", "10"]),
             (("sweep-k", "--epoch"), ["1", "2", "10"]),

@@ -345,6 +345,26 @@ class TestProject:
         text = "a killed DVC left .dvc/tmp/rwlock half written"
         assert found(project.runs_going_on) == [("warn", text, "`deepcluster run` mends it")]
 
+    def test_dvc_lock_whole_torn_and_not_dvcs(self, folder):
+        head = "schema: '2.0'\nstages:\n"
+        entry = "    cmd: python -m stages.prepare\n    outs:\n    - path: data/x\n      hash: md5\n      md5: 12ab\n"
+        assert found(project.lock_file) == [("ok", "none yet: nothing has run", "")]
+        lock = Path("dvc.lock")
+        whole = f"{head}  prepare:\n{entry}  initialise:\n{entry}"
+        lock.write_text(whole)
+        assert found(project.lock_file) == [("ok", "2 stages recorded", "")]
+        lock.write_text(whole[:-20])
+        text = "left half written by a killed DVC after 1 whole entries"
+        assert found(project.lock_file) == [("warn", text, "`deepcluster run` mends it")]
+        lock.write_text(f"# mine\n{whole}")
+        assert found(project.lock_file) == [("ok", "edited by hand", "")]
+        lock.write_text(f"<<<<<<< HEAD\n{whole}=======\n>>>>>>> other\n")
+        assert found(project.lock_file)[0][:2] == ("fail", "no YAML (a merge conflict?)")
+        lock.write_text(whole.replace("hash: md5", "hash: md4"))
+        ((state, text, remedy),) = found(project.lock_file)
+        assert (state, text) == ("fail", "dvc.lock: damaged (hash: expected md5, got 'md4')")
+        assert remedy.startswith("run `git checkout dvc.lock`")
+
     def test_a_cache_elsewhere(self, folder):
         Path(".dvc/config").write_text('[cache]\n    dir = ../../a cache\n    type = "hardlink,copy"\n')
         where, wanted = project.dvc_cache()

@@ -30,6 +30,7 @@ def describe(arch: str, size: int, *, channels: int = 3, sobel: bool = False, gr
 def run(tmp_path, monkeypatch):
     """Makes a project with images and the checkpoint of an epoch as current folder; the backbone in it."""
     monkeypatch.chdir(tmp_path)
+    Path("params.yaml").touch()
 
     def make(description: BackboneDescription, *, epoch: int = 0) -> Backbone:
         torch.manual_seed(0)
@@ -293,7 +294,7 @@ class TestCommand:
     def test_no_epoch_at_all(self, workspace, outcome):
         artifacts.remove(layout.epoch_folder(0).parent)
         found = self.refused(outcome, "--epoch", "1", "--format", "safetensors", "--out", "b")
-        assert found == "--epoch: no epoch was run yet, so there is no 1; run `deepcluster run`"
+        assert found == "no epoch has checkpoint yet; `deepcluster run` makes them"
 
     def test_an_existing_file_is_kept_unless_forced(self, workspace, outcome):
         Path("b").write_text("mine")

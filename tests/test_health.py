@@ -163,7 +163,8 @@ class TestSweep:
         status, _, err = outcome("sweep-k", "--epoch", "1", "--k", f"2,{IMAGES + 1}")
         assert (status, err) == (2, f"error: --k: must be <= N = {IMAGES} images; got {IMAGES + 1}\n")
         status, _, err = outcome("sweep-k", "--epoch", "9", "--k", "2")
-        assert (status, err) == (2, "error: data/epochs/9/pca.zarr: not found; run `dvc repro pca@9`\n")
+        expected = "--epoch: must be one that is scheduled (1 to 2); got 9; `deepcluster plan --epochs 9` schedules it"
+        assert (status, err) == (2, f"error: {expected}\n")
         assert outcome("sweep-k", "--epoch", "0", "--k", "2")[0] == 2
         assert not Path("data/sweeps").exists()
 

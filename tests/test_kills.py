@@ -7,12 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import uuid
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from benchmarks import kills
+from benchmarks import kill_at, kills
 from benchmarks.kill_points import KINDS, Event, Kind, find, points, read_trace
 
 TRACE = "\n".join(
@@ -89,6 +90,21 @@ def test_what_a_process_does_is_written_down(hooked, tmp_path):
     assert found == [
         ("start", 1), ("mkdir data", 1), ("write data/a", 1), ("rename data/b", 1), ("write data/c", 1),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "called"),
+    [
+        ("data/.pca.zarr.4711.partial/zarr.json", "data/.pca.zarr.*.partial/zarr.json"),
+        (f"data/x/zarr.{uuid.uuid4().hex}.partial", "data/x/zarr.*.partial"),
+        ("data/.a.12.old.partial", "data/.a.*.old.partial"),
+        ("data/epochs/12/train.json", "data/epochs/12/train.json"),
+        (".dvc/cache/files/md5/ab/cdef", ".dvc/cache/files/md5/*"),
+    ],
+)
+def test_what_is_drawn_at_random_is_no_part_of_a_point(monkeypatch, path, called):
+    monkeypatch.setattr(kill_at, "ROOT", "/a project")
+    assert kill_at.place(f"/a project/{path}") == called
 
 
 @pytest.mark.parametrize(

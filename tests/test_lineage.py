@@ -116,7 +116,7 @@ class TestRows:
 
     def test_a_missing_and_a_damaged_file(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(ArtifactError, match=r"^data/evaluation/lineage\.csv: not found; run `dvc repro evaluate`$"):
+        with pytest.raises(ArtifactError, match=r"^data/evaluation/lineage\.csv: not found; run `deepcluster run`$"):
             read_lineage()
         write_results({}, {"lineage.csv": "epoch,clusters\n1,3\n"})
         with pytest.raises(ArtifactError, match=r"^data/evaluation/lineage\.csv: damaged \('churn'\)"):

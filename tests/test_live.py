@@ -212,7 +212,7 @@ def test_refusals(workspace, outcome, arguments, message):
 
 def test_nothing_was_prepared_or_no_project(workspace, outcome, tmp_path, monkeypatch):
     shutil.rmtree("data")
-    assert outcome("metrics") == (2, "", "error: data/dataset/images.zarr: not found; run `dvc repro prepare`\n")
+    assert outcome("metrics") == (2, "", "error: data/dataset/images.zarr: not found; run `deepcluster run`\n")
     monkeypatch.chdir(tmp_path)
     message = "error: params.yaml: not found; run this in the project's folder, the one with dvc.yaml\n"
     assert outcome("metrics") == (2, "", message)

@@ -17,11 +17,12 @@ from ruamel.yaml import YAML
 
 from deepcluster.errors import DataError, UserError
 from deepcluster.fingerprints import code_text, fingerprints
-from deepcluster.params import load_params
+from deepcluster.params import final_k, load_params
 from deepcluster.projects.choices import Choice, choices, clusters_of, image_side
 from deepcluster.projects.git import DVC_CONFIG
 from deepcluster.projects.look import Look, look_at
 from deepcluster.projects.settings_text import params_text, with_reasons
+from deepcluster.projects.write import new_project
 from deepcluster.shipped import shipped, shipped_text
 
 SEEN = Look(
@@ -215,6 +216,22 @@ class TestChoices:
     def test_the_share_to_skip(self, changes, share):
         assert chosen(**changes)["data.max_unreadable"] == share
 
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"looked": 1, "unreadable": {"x": "empty file"}, "empty": 1}, "1 of 1 image looked at cannot be read"),
+            (
+                {"unreadable": {"x": "cut short"}, "empty": 1},
+                "1 of 3 images looked at cannot be read, 1 other file is empty",
+            ),
+            ({"empty": 1_200}, "0 of 3 images looked at cannot be read, 1,200 other files are empty"),
+            ({"refused": 1}, "0 of 3 images looked at cannot be read, 1 file may not be opened"),
+        ],
+    )
+    def test_each_unreadable_file_is_counted_once(self, changes, words):
+        (why,) = (choice.why for choice in choices(seen(**changes)) if choice.key == "data.max_unreadable")
+        assert why == f"{words}; `prepare` lists what it skips"
+
     def test_too_few_images(self):
         message = "/photos: 12 images, of which about 9 can be read; clusters need 10 at least"
         with pytest.raises(DataError, match=f"^{message}$"):
@@ -281,11 +298,15 @@ class TestCommand:
         status, out, _ = outcome("new", "a project", "--images", "my images")
         assert status == 0
         lines = out.splitlines()
+        assert (
+            "  evaluate.k: null (clusters of the result: 3 so, as the pseudo-labels; any other number can be set)"
+            in lines
+        )
         assert lines[0] == f"{place}/my images: 20 images, 0 of 20 looked at cannot be read"
         assert "  data.image_size: 30 (their shorter sides have 30 pixels)" in lines
         assert out.endswith(
-            "a project: project made\n\nNext:\n  cd 'a project'\n  deepcluster estimate\n  deepcluster run\n"
-            "  deepcluster summary\n"
+            "a project: project made\n\nNext:\n  cd 'a project'\n  deepcluster doctor\n  deepcluster estimate\n"
+            "  deepcluster run\n  deepcluster summary\n"
         )
         project = place / "a project"
         assert load_params(project / "params.yaml").data.root == f"{place}/my images"
@@ -297,6 +318,31 @@ class TestCommand:
             "stages/code.yaml", "stages/schedule.yaml",
         ]  # fmt: skip
         assert sorted(path.name for path in place.iterdir()) == ["a project", "my images"]
+
+    def test_git_leaves_out_what_the_commands_write_under_their_usual_names(self, outcome, place):
+        write(place / "images")
+        assert outcome("new", "p", "--images", "images")[0] == 0
+        for name in ("bundle/bundle.json", "sorted/00/a.png", "labels.csv", "params.before-recipe-2.yaml"):
+            (place / "p" / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / "p" / name).touch()
+        (place / "p/notes.txt").touch()
+        assert git(place / "p", "status", "--porcelain") == "?? notes.txt\n"
+
+    @pytest.mark.parametrize(
+        ("folders", "clusters", "words"),
+        [(("",), 3, "as many as pseudo-labels"), (("cat", "dog"), 2, "a cluster for each subfolder")],
+    )
+    def test_it_says_how_many_clusters_the_result_has(self, place, folders, clusters, words):
+        for folder in folders:
+            write(place / "images" / folder, count=20 // len(folders), name=folder)
+        look, found, _ = new_project(place / "p", place / "images")
+        params = load_params(place / "p/params.yaml")
+        assert final_k(params, len(look.classes)) == clusters
+        (why,) = (choice.why for choice in found if choice.key == "evaluate.k")
+        assert why.startswith(f"clusters of the result: {clusters} so, ")
+        about = " ".join((place / "p/README.md").read_text().split())
+        assert "Training is on `cluster.k` = 3 pseudo-labels." in about
+        assert f"`evaluate.k` clusters: null, so {clusters}, {words}. " in about
 
     def test_the_same_cache_settings_as_here(self):
         assert (CHECKOUT / ".dvc/config").read_text() == DVC_CONFIG

@@ -21,6 +21,10 @@ from deepcluster.params.edit import edited, leaves
 from deepcluster.plan import scheduled_epochs
 from deepcluster.settings import set_params
 
+RATE_ENDS = (
+    "note: the learning rate's cosine ends after 20 epochs (train.schedule.epochs), the run after 5; "
+    "`deepcluster set train.schedule.epochs=5` makes them equal, and trains every epoch anew"
+)
 SHIPPED = (CHECKOUT / "params.yaml").read_text(encoding="utf-8")
 # what other keys need, so that each key can take every value that it can have
 LENIENT, _ = edited(
@@ -384,8 +388,7 @@ class TestCommands:
             "params.yaml: epochs: 20 -> 5",
             "params.yaml: cluster.k: 30 -> 9",
             "stages/schedule.yaml: 5 epochs",
-            "note: the learning rate's cosine ends after 20 epochs (train.schedule.epochs), the run after 5; another "
-            "length trains every epoch anew",
+            RATE_ENDS,
         ]
         assert scheduled_epochs() == [1, 2, 3, 4, 5]
         assert load_params().cluster.k == 9
@@ -393,8 +396,18 @@ class TestCommands:
     def test_set_says_when_the_schedule_no_longer_fits(self, outcome):
         outcome("plan")
         hint = "stages/schedule.yaml unrolls another number of epochs: run `deepcluster plan` before `dvc repro`"
-        assert outcome("set", "epochs=5")[1].splitlines() == ["params.yaml: epochs: 20 -> 5", hint]
+        assert outcome("set", "epochs=5")[1].splitlines() == ["params.yaml: epochs: 20 -> 5", hint, RATE_ENDS]
         assert outcome("set", "epochs=20")[1].splitlines() == ["params.yaml: epochs: 5 -> 20"]
+
+    def test_set_says_when_the_learning_rate_ends_in_another_epoch(self, outcome):
+        assert outcome("plan", "--epochs", "5")[1].splitlines() == ["stages/schedule.yaml: 5 epochs", RATE_ENDS]
+        assert outcome("set", "train.schedule.floor=0.1")[1].splitlines()[1:] == [RATE_ENDS]
+        assert outcome("set", "cluster.k=9")[1].splitlines()[1:] == []
+        assert outcome(*RATE_ENDS.split("`")[1].split()[1:])[1:] == (
+            "params.yaml: train.schedule.epochs: 20 -> 5\n",
+            "",
+        )
+        assert outcome("plan")[1].splitlines() == ["stages/schedule.yaml: 5 epochs"]
 
     def test_a_stage_works_with_what_it_is_told_under_either_name(self, outcome):
         status, out, err = outcome("prepare", "-S", "data.image_size=16")

@@ -301,6 +301,8 @@ def test_several_contradictions_are_said_at_once(load):
         ("cluster: {pic: {2.5: 1}}", "cluster.pic: keys must be words; got 2.5"),
         ("none: 1", "none: unknown key"),  # words that pydantic's own places have, too
         ("cluster: {int: 1}", "cluster.int: unknown key; did you mean 'init'?"),
+        ("'': 1", "'': unknown key"),
+        ('cluster: {"a\\nb": 1}', "cluster.'a\\nb': unknown key"),
         ("data: {root: 2001-99-99}", "not YAML: month must be in 1..12"),
         (
             'data: {root: "a\\0b"}',

@@ -83,7 +83,7 @@ class TestFindPlaces:
 
     def test_written_and_read(self, features, found, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(ArtifactError, match=r"^data/evaluation/map\.zarr: not found; run `dvc repro evaluate`$"):
+        with pytest.raises(ArtifactError, match=r"^data/evaluation/map\.zarr: not found; run `deepcluster run`$"):
             read_places("ids")
         got = find_places(features, found)
         write_places(artifacts.Provenance(300, "ids", 2), got)

@@ -148,6 +148,6 @@ def test_a_cosine_that_ends_in_another_epoch_is_pointed_out(schedule, epochs, no
     params = Params.model_validate({"epochs": epochs, "train": {"schedule": schedule}})
     expected = (
         f"note: the learning rate's cosine ends after 20 epochs (train.schedule.epochs), the run after {epochs}; "
-        "another length trains every epoch anew"
+        f"`deepcluster set train.schedule.epochs={epochs}` makes them equal, and trains every epoch anew"
     )
     assert rate_ends_elsewhere(params) == (expected if note else None)

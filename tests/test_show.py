@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from ruamel.yaml import YAML
 from deepcluster import artifacts, layout
 from deepcluster.artifacts import provenance as provenance_module
 from deepcluster.console import Bars, Listing, Pairs, bytes_text, number_text, print_blocks
+from deepcluster.errors import in_ranges
 from deepcluster.inspection.tables import Cells
-from deepcluster.origins import dvc_md5, in_ranges
+from deepcluster.origins import dvc_md5
 from deepcluster.show.render import _sizes
 
 ALL = ("dataset", "features", "pca", "clusters", "checkpoint")
@@ -127,6 +129,19 @@ class TestContent:
         assert all(layer["change"] > 0 for layer in trained["layers"])
         assert first["parameters"] == trained["parameters"] == sum(layer["parameters"] for layer in first["layers"])
 
+    def test_a_checkpoint_with_averaged_weights_and_a_bank(self, workspace, outcome):
+        files = artifacts.read_checkpoint(layout.checkpoint(2), made_by="")
+        provenance = artifacts.Provenance(IMAGES, files.description["ids"], 2, 1, files.description["params"])
+        more = replace(files, average=files.weights, bank=np.ones((IMAGES, 3), np.float32))
+        artifacts.write_checkpoint(layout.checkpoint(2), more, provenance)
+        found = shown(outcome, "checkpoint")
+        counts = {"model": len(files.weights), "optimizer": len(files.optimizer), "heads": 0}
+        assert found["statistics"]["tensors"] == counts | {"average": len(files.weights), "bank": 1}
+        (bank,) = [array for array in found["arrays"] if array["name"] == "bank: bank"]
+        assert (bank["shape"], bank["dtype"], bank["raw_bytes"]) == ([IMAGES, 3], "float32", IMAGES * 12)
+        expected = f"0 heads, {len(files.weights)} averaged weights, 1 bank of projections\n"
+        assert expected in outcome("show", "checkpoint")[1]
+
     def test_without_targets(self, workspace, outcome):
         shutil.rmtree(layout.TARGETS)
         assert shown(outcome, "dataset")["statistics"]["classes"] is None
@@ -232,7 +247,7 @@ class TestRefusals:
         shutil.rmtree("data")
         message = "error: no epoch has pca.zarr yet; `deepcluster run` makes them\n"
         assert outcome("show", "pca") == (2, "", message)
-        message = "error: data/dataset/images.zarr: not found; run `dvc repro prepare`\n"
+        message = "error: data/dataset/images.zarr: not found; run `deepcluster run`\n"
         assert outcome("show", "dataset") == (2, "", message)
 
     def test_not_in_a_project(self, tmp_path, monkeypatch, outcome):

@@ -60,7 +60,7 @@ def test_a_folder_for_each_cluster(sort, how):
         assert not file or contents[file] == before[str(Path(sample).relative_to("photos"))]
     kind = "copies" if how == "--copy" else "links"
     assert out == f"sorted here: 5 {kind}; labels.csv says what went where\n"
-    assert err.splitlines()[-1] == "warning: 1 files cannot be read: photos/bad.png: empty file"
+    assert err.splitlines()[-1] == "warning: 1 file cannot be read: photos/bad.png: empty file"
     links = [Path("sorted here", file).is_symlink() for file in where.values() if file]
     assert links == [how == "--link"] * 5
 
@@ -182,7 +182,7 @@ def test_without_one_image_that_can_be_read_nothing_is_laid_out(sort):
     Path("bad").mkdir()
     Path("bad/0.png").touch()
     status, _, err = sort("bad", "--into", "s", "--copy")
-    assert (status, err.splitlines()[-1]) == (2, "error: none of 1 files can be read: bad/0.png: empty file")
+    assert (status, err.splitlines()[-1]) == (2, "error: 1 file, of which none can be read: bad/0.png: empty file")
     assert not Path("s").exists()
 
 

@@ -203,26 +203,33 @@ class TestArtifacts:
     @pytest.mark.parametrize(
         ("artifact", "command", "remedy"),
         [
-            ("data/dataset/images.zarr", "initialise", "prepare"),
-            ("data/dataset/targets.zarr", "evaluate", "prepare"),
-            ("data/dataset/test.zarr", "evaluate", "prepare"),
-            ("data/dataset/test_targets.zarr", "evaluate", "prepare"),
-            ("data/epochs/0/checkpoint", "extract --epoch 1", "initialise"),
-            ("data/epochs/1/checkpoint", "extract --epoch 2", "train@1"),
-            ("data/epochs/1/checkpoint", "train --epoch 2", "train@1"),
-            ("data/epochs/2/features.zarr", "pca --epoch 2", "extract@2"),
-            ("data/epochs/2/pca.zarr", "cluster --epoch 2", "pca@2"),
-            ("data/history/2/clusters.zarr", "train --epoch 2", "cluster@2"),
-            ("data/history/1/clusters.zarr", "evaluate", "cluster@1"),
-            ("data/history/2/train.json", "evaluate", "train@2"),
-            ("data/evaluation/clusters.zarr", "report", "evaluate"),
-            ("data/evaluation/metrics.json", "report", "evaluate"),
-            ("data/evaluation/epochs.csv", "report", "evaluate"),
+            ("data/dataset/images.zarr", "initialise", "deepcluster run"),
+            ("data/dataset/targets.zarr", "evaluate", "dvc repro prepare"),
+            ("data/dataset/test.zarr", "evaluate", "dvc repro prepare"),
+            ("data/dataset/test_targets.zarr", "evaluate", "dvc repro prepare"),
+            ("data/epochs/0/checkpoint", "extract --epoch 1", "dvc repro initialise"),
+            ("data/epochs/1/checkpoint", "extract --epoch 2", "dvc repro train@1"),
+            ("data/epochs/1/checkpoint", "train --epoch 2", "dvc repro train@1"),
+            ("data/epochs/2/features.zarr", "pca --epoch 2", "dvc repro extract@2"),
+            ("data/epochs/2/pca.zarr", "cluster --epoch 2", "dvc repro pca@2"),
+            ("data/history/2/clusters.zarr", "train --epoch 2", "dvc repro cluster@2"),
+            ("data/history/1/clusters.zarr", "evaluate", "dvc repro cluster@1"),
+            ("data/history/2/train.json", "evaluate", "dvc repro train@2"),
+            ("data/evaluation/clusters.zarr", "report", "dvc repro evaluate"),
+            ("data/evaluation/metrics.json", "report", "dvc repro evaluate"),
+            ("data/evaluation/epochs.csv", "report", "dvc repro evaluate"),
         ],
     )
     def test_missing(self, refused, artifact, command, remedy):
         artifacts.remove(Path(artifact))
-        assert refused(*command.split()) == [f"{artifact}: not found; run `dvc repro {remedy}`"]
+        assert refused(*command.split()) == [f"{artifact}: not found; run `{remedy}`"]
+
+    @pytest.mark.parametrize("command", ["extract", "pca", "cluster", "train"])
+    def test_an_epoch_that_is_not_scheduled(self, refused, command):
+        before = Path("params.yaml").read_text()
+        expected = "--epoch: must be one that is scheduled (1 to 2); got 7; `deepcluster plan --epochs 7` schedules it"
+        assert refused(command, "--epoch", "7", "-S", "cluster.k=3") == [expected]
+        assert Path("params.yaml").read_text() == before
 
     def test_cut_short(self, refused):
         path = shard(layout.features(1), "features")
@@ -270,6 +277,18 @@ class TestArtifacts:
         path.write_text(path.read_text()[:-9].replace("1", "x"))
         (line,) = refused(command)
         assert line.startswith(f"{path}: damaged (")
+
+
+class TestSummary:
+    def test_before_the_first_run(self, refused):
+        shutil.rmtree("data")
+        Path("data").mkdir()
+        assert refused("summary") == ["data/evaluation/epochs.csv: not found; run `deepcluster run`"]
+
+    def test_outside_a_project(self, tmp_path, monkeypatch, outcome):
+        monkeypatch.chdir(tmp_path)
+        message = "error: params.yaml: not found; run this in the project's folder, the one with dvc.yaml\n"
+        assert outcome("summary") == (2, "", message)
 
 
 class TestFromOutside:

@@ -61,6 +61,15 @@ class TestEpochs:
         metrics = json.loads(Path("data/evaluation/metrics.json").read_text())
         assert read()["true_labels"]["accuracy"] == [metrics["final"]["accuracy"]]
 
+    def test_the_last_epoch_has_the_measures_of_metrics_json(self, workspace, outcome):
+        edit_params(Path("params.yaml"), {"evaluate.k": 7})  # more than there is to find: no two halves agree
+        assert outcome("evaluate")[0] == 0
+        assert outcome("trust", "--epochs", "2")[0] == 0
+        section = json.loads(Path("data/evaluation/metrics.json").read_text())["trust"]
+        assert section["images"] == IMAGES
+        assert 0 < section["half_stability"] < 0.9
+        assert {name: section[name] for name in LABEL_FREE} == {name: read()["rows"][0][name] for name in LABEL_FREE}
+
     def test_second_run_same_bytes_and_json(self, workspace, outcome):
         status, out, err = outcome("trust", "--epochs", " 2,1 ", "--json", "--out", "else where")
         assert status == 0, err
@@ -149,7 +158,7 @@ class TestEpochs:
             "error: --out: file/x cannot be written to: Not a directory\n"
         )
         shutil.rmtree(layout.IMAGES)
-        expected = "error: data/dataset/images.zarr: not found; run `dvc repro prepare`\n"
+        expected = "error: data/dataset/images.zarr: not found; run `deepcluster run`\n"
         assert outcome("trust") == (2, "", expected)
         monkeypatch.chdir(tmp_path)
         expected = "error: params.yaml: not found; run this in the project's folder, the one with dvc.yaml\n"

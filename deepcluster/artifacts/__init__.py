@@ -23,7 +23,7 @@ from deepcluster.artifacts.intact import keep_intact
 from deepcluster.artifacts.json_files import read_json, read_result, text_sha256, write_json
 from deepcluster.artifacts.opening import open_store
 from deepcluster.artifacts.progress_files import read_progress, write_progress
-from deepcluster.artifacts.provenance import Provenance, damaged, ids_hash, reading
+from deepcluster.artifacts.provenance import Provenance, damaged, ids_hash, missing, reading
 from deepcluster.artifacts.publish import publishing, remove, remove_leavings, write_text
 from deepcluster.artifacts.remote import Remote, elsewhere
 from deepcluster.artifacts.remote_store import receipt
@@ -62,6 +62,7 @@ __all__ = [
     "ids_hash",
     "is_whole",
     "keep_intact",
+    "missing",
     "open_store",
     "plan_upload",
     "publishing",

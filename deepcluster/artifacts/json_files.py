@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deepcluster.artifacts.provenance import damaged, digest_of, plain, reading
+from deepcluster.artifacts.provenance import damaged, digest_of, missing, plain, reading
 from deepcluster.artifacts.publish import write_text
-from deepcluster.errors import ArtifactError
 
 
 def write_json(target: Path, content: Mapping[str, Any]) -> None:
@@ -33,7 +32,7 @@ def read_json(path: Path, *, made_by: str) -> dict[str, Any]:
 def read_result(path: Path, *, made_by: str, sha256: str | None = None) -> str:
     """The text of a file; ArtifactError if it is missing, no text, or has another sha256 than this."""
     if not path.exists():
-        raise ArtifactError(f"{path}: not found; run `dvc repro {made_by}`")
+        raise missing(path, made_by)
     with reading(path):
         content = path.read_bytes()
         if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from deepcluster import __version__
+from deepcluster import __version__, layout
 from deepcluster.errors import ArtifactError, UserError
 from deepcluster.faults import of_the_machine
 
@@ -75,6 +75,12 @@ def reading(path: Path) -> Iterator[None]:
         if of_the_machine(error):
             raise
         raise damaged(path, str(error) or type(error).__name__) from error
+
+
+def missing(path: Path | str, made_by: str) -> ArtifactError:
+    """The error of an artifact that is not there. Before the first run the remedy is that, not a single stage."""
+    remedy = f"dvc repro {made_by}" if layout.IMAGES.exists() else "deepcluster run"
+    return ArtifactError(f"{path}: not found; run `{remedy}`")
 
 
 def digest_of(attributes: Mapping[str, Any]) -> str:

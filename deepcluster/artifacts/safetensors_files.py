@@ -15,6 +15,7 @@ from deepcluster.artifacts.provenance import (
     digest_of,
     expect,
     expect_version,
+    missing,
     plain,
     reading,
 )
@@ -66,8 +67,9 @@ def read_checkpoint(path: Path, *, made_by: str, ids: str | None = None, epoch: 
     """The checkpoint at `path`, or else in DEEPCLUSTER_STORE, its checksums verified; refuses as `open_store` does."""
     place = _place(path)
     if not _there(place):
-        where = "" if place is path else f", nor is there {_named(place)}"
-        raise ArtifactError(f"{path}: not found{where}; run `dvc repro {made_by}`")
+        if place is path:
+            raise missing(path, made_by)
+        raise ArtifactError(f"{path}: not found, nor is there {_named(place)}; run `dvc repro {made_by}`")
     with _reading(place):
         description, digests = _description(place, made_by)
         weights, optimizer = (_read_safetensors(place, name, digests[name]) for name in REQUIRED)

@@ -19,6 +19,7 @@ from deepcluster.artifacts.provenance import (
     Provenance,
     damaged,
     digest_of,
+    missing,
     plain,
     reading,
 )
@@ -26,7 +27,6 @@ from deepcluster.artifacts.publish import publishing, publishing_from
 from deepcluster.artifacts.refusals import refuse_foreign, refuse_other, replaced
 from deepcluster.artifacts.remote import ahead
 from deepcluster.artifacts.shards import METADATA, Array, PlainRows, Rows, ZarrRows, plain_rows, regroup
-from deepcluster.errors import ArtifactError
 
 if TYPE_CHECKING:
     import zarr
@@ -223,7 +223,7 @@ def open_store(path: Path, schema: str, *, made_by: str, ids: str | None = None,
     import zarr
 
     if not path.exists():
-        raise ArtifactError(f"{path}: not found; run `dvc repro {made_by}`")
+        raise missing(path, made_by)
     stamp = _stamp(path)
     with reading(path):
         # not consolidated: what each array's own zarr.json says is what is checked

@@ -28,7 +28,8 @@ def new(
     for choice in chosen:
         print(f"  {choice.key}: {_shown(choice.value)} ({choice.why})")
     print(f"{folder}: project made" + ("" if committed else "; not committed yet, as git knows no user.name"))
-    print(f"\nNext:\n  cd {_quoted(folder)}\n  deepcluster estimate\n  deepcluster run\n  deepcluster summary")
+    print(f"\nNext:\n  cd {_quoted(folder)}")
+    print("\n".join(f"  deepcluster {command}" for command in ("doctor", "estimate", "run", "summary")))
 
 
 def _shown(value: object) -> str:

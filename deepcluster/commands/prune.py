@@ -50,7 +50,7 @@ def prune(
 
 
 def _lines(plan: "Plan") -> list[str]:
-    from deepcluster.origins import in_ranges
+    from deepcluster.errors import in_ranges
 
     found = [f"{dump.path}: {plan.bytes_of([dump]):,} bytes" for dump in plan.dumps]
     found += [f"epoch {epoch} stays: {who} has the same dump" for epoch, who in plan.needed.items()]

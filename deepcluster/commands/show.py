@@ -22,7 +22,7 @@ def show(
             "--epoch",
             "-e",
             help="Of which epoch; checkpoint also 0. [default: the last there is]",
-            autocompletion=completion.epochs_and_untrained,
+            autocompletion=completion.epochs_shown,
         ),
     ] = None,
     rev: Revision = None,

@@ -92,7 +92,7 @@ def assign(
     Columns: sample (its path), cluster, distance (Euclidean, to its centroid), second (the next nearest cluster),
     second_distance, outlier (true: farther from its centroid than 99 % of that cluster's training images), error (why a
     file cannot be read; its other cells are empty). Names that begin with = + - @ are written with ./ in front, so that
-    no spreadsheet runs them. Exit code 0 unless no file can be read.
+    no spreadsheet runs them. Exit code 2 if no file can be read, 1 if one that you named is not there, else 0.
     """
     from deepcluster import artifacts
     from deepcluster.using.assigning import as_csv, assign_files, refuse_nothing, refuse_table_target, summary
@@ -115,6 +115,8 @@ def assign(
     refuse_nothing(found)
     for line in summary(found, used):
         print(line, file=sys.stderr)
+    if found.missing:
+        raise typer.Exit(1)
 
 
 def sort(

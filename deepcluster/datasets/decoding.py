@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 PIXEL_LIMIT = 89_478_485  # Pillow refuses twice this
 FILES_PER_TASK = 16
+EMPTY = "empty file"
 
 
 def decode_files(
@@ -130,7 +131,7 @@ def _reason(problem: Exception, path: Path) -> str:
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(problem, UnidentifiedImageError):
-        return "empty file" if path.stat().st_size == 0 else "not an image of a known format"
+        return EMPTY if path.stat().st_size == 0 else "not an image of a known format"
     if isinstance(problem, Image.DecompressionBombError):
         return f"over {2 * PIXEL_LIMIT:,} pixels, refused"
     if isinstance(problem, OSError) and problem.strerror:

@@ -40,6 +40,7 @@ def project_checks() -> list[tuple[str, Checks]]:
         ("git repository", repository),
         ("DVC", dvc_ready),
         ("runs", runs_going_on),
+        ("dvc.lock", lock_file),
         ("disk", disk),
         ("cache", cache),
         ("write", write),
@@ -239,6 +240,37 @@ def _is_torn(path: Path) -> bool:
     except ValueError:
         return True
     return False
+
+
+def lock_file() -> Iterator[Check]:
+    """dvc.lock is whole: DVC refuses all work with one that it was killed while writing."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    from deepcluster.lockfile import check_lock, salvaged, split
+
+    path, name = Path("dvc.lock"), "dvc.lock"
+    if not path.exists():
+        yield Check(name, "ok", "none yet: nothing has run")
+        return
+    try:
+        check_lock(path)
+    except RunnerError as error:
+        found, _, remedy = one_line(error).partition("; ")
+        yield Check(name, "fail", found, remedy)
+        return
+    text = path.read_text(encoding="utf-8")
+    if (entries := split(text)) is not None:
+        yield Check(name, "ok", f"{len(entries)} stages recorded")
+    elif (entries := salvaged(text)) is not None:
+        found = f"left half written by a killed DVC after {len(entries)} whole entries"
+        yield Check(name, "warn", found, "`deepcluster run` mends it")
+    else:
+        try:
+            YAML(typ="safe").load(text)
+            yield Check(name, "ok", "edited by hand")
+        except YAMLError:
+            yield Check(name, "fail", "no YAML (a merge conflict?)", f"`git checkout {path}`, or delete it")
 
 
 def disk() -> Iterator[Check]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from deepcluster.estimate.forecast import Cost, run_seconds
 from deepcluster.inspection.tables import Cells
+from deepcluster.resuming import SECONDS
 
 COLUMNS = ["stage", "times", "time each", "in all", "disk each", "in all", "memory"]
 
@@ -25,7 +26,13 @@ class Answer:
 
     @property
     def disk(self) -> float:
-        return self.copies * sum(cost.disk_in_all for cost in self.costs)
+        return self.copies * sum(cost.disk_in_all for cost in self.costs) + self.progress
+
+    @property
+    def progress(self) -> float:
+        """Bytes in data/progress at the most: a long train stage's state, and the one that takes its place."""
+        long = (cost.disk for cost in self.costs if cost.stage == "train" and cost.seconds >= SECONDS)
+        return 2 * sum(long)
 
     @property
     def hungriest(self) -> Cost:
@@ -81,6 +88,7 @@ def as_json(answer: Answer) -> dict[str, Any]:
     return {
         "seconds": answer.seconds,
         "disk": answer.disk,
+        "disk_in_progress": answer.progress,
         "copies": answer.copies,
         "disk_free": answer.disk_free,
         "memory": answer.hungriest.memory,

@@ -15,7 +15,7 @@ from deepcluster.evaluation.places import MOST_COMPONENTS, MOST_ON_MAP
 from deepcluster.evaluation.probe import BATCH, LEARNING_RATES, steps_of
 from deepcluster.evaluation.retrieval import MOST_QUERIES
 from deepcluster.evaluation.trust import HALF_RESTARTS
-from deepcluster.evaluation.trust_runs import SECTION_HALVINGS, SECTION_ROWS, VIEWED
+from deepcluster.evaluation.trust_runs import HALVINGS, SECTION_ROWS, VIEWED
 from deepcluster.params import Params, final_k
 
 ITERATIONS = 50
@@ -97,5 +97,5 @@ def _probes(params: Params, size: DataSize, rates: Rates, kind: Kind, learn: int
 def _trust(params: Params, size: DataSize, rates: Rates) -> float:
     """Features of a sample and of views of it, clusters of its halves."""
     rows = min(size.count, SECTION_ROWS)
-    clustered = SECTION_HALVINGS * HALF_RESTARTS * SEARCHES * rows * final_k(params, size.classes or 0)
+    clustered = HALVINGS * HALF_RESTARTS * SEARCHES * rows * final_k(params, size.classes or 0)
     return (rows + min(rows, VIEWED)) * rates.forward + clustered * rates.final

@@ -48,20 +48,6 @@ def pixel_rows(images_NCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
     return pixels_ND
 
 
-def pixel_baseline(
-    images_NCHW: NDArray[np.uint8],
-    targets_N: NDArray[np.integer],
-    *,
-    k: int,
-    seed: int,
-    restarts: int = 20,
-    gpu: bool | None = None,
-) -> dict[str, float]:
-    """`score` of `best_of` raw pixels: uint8 divided by 255, flattened, nothing else."""
-    found = best_of(pixel_rows(images_NCHW), k=k, seed=seed, restarts=restarts, gpu=gpu)
-    return score(found.labels_N, targets_N)
-
-
 def memory_needed(count: int, width: int) -> float:
     """About how many bytes a baseline on `width` values an image takes at its peak: those values and their k-means."""
     return 4.0 * count * width + kmeans_memory("faiss", count, width)
@@ -92,7 +78,7 @@ def filtered_baseline(
     restarts: int = 20,
     gpu: bool | None = None,
 ) -> dict[str, float]:
-    """`pixel_baseline` of `filtered_pixels`."""
+    """`score` of `best_of` the `filtered_pixels`."""
     pixels_ND = filtered_pixels(images_NCHW, front_end)
     found = best_of(pixels_ND, k=k, seed=seed, restarts=restarts, gpu=gpu)
     return score(found.labels_N, targets_N)

@@ -23,12 +23,12 @@ from deepcluster.evaluation.baselines import (
 )
 from deepcluster.evaluation.measures import Found, Rows, Truth, sections
 from deepcluster.evaluation.places import Places, find_places
-from deepcluster.features import extract_features
+from deepcluster.features import all_features
 from deepcluster.memory import too_large
 from deepcluster.metrics import cluster_statistics
 from deepcluster.models.blocks import blocks, cut_off
 from deepcluster.models.build import Backbone
-from deepcluster.progress import counted, reporting
+from deepcluster.progress import reporting
 from deepcluster.spreadsheets import csv_line, harmless
 
 
@@ -58,15 +58,15 @@ class Images:
         )
 
     def _features(self, backbone: Backbone, images: NDArray[np.uint8], what: str) -> Rows:
-        found = extract_features(
+        return all_features(
             backbone,
             images,
             batch_size=self.batch_size,
             mean=self.store.attributes["mean"],
             std=self.store.attributes["std"],
             device=self.device,
+            label=f"evaluate: {what}",
         )
-        return np.concatenate(list(counted(found, f"evaluate: {what}", len(images), "images")))
 
 
 def evaluate_backbones(

@@ -19,7 +19,7 @@ from deepcluster.clustering.kmeans import Clustering
 from deepcluster.errors import UserError
 from deepcluster.evaluation.baselines import final_clusters
 from deepcluster.evaluation.trust import Trust, Views, kmeans_runs, measured
-from deepcluster.features import extract_features
+from deepcluster.features import all_features
 from deepcluster.images import open_rows
 from deepcluster.params import PARAMS_FILE, Augment, Params, final_k, load_params
 from deepcluster.pixels import to_float
@@ -28,7 +28,7 @@ from deepcluster.seeding import derive_seed, torch_generator
 HALVINGS = 5
 SILHOUETTE_ROWS = 2000
 VIEWED = 2000
-SECTION_ROWS, SECTION_HALVINGS = 5000, 3
+SECTION_ROWS = 5000
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def _features(
 def _extract(
     run: Run, checkpoint: Checkpoint, pixels_NCHW: NDArray[np.uint8], device: torch.device
 ) -> NDArray[np.float32]:
-    blocks = extract_features(
+    return all_features(
         checkpoint.backbone,
         pixels_NCHW,
         batch_size=run.params.extract.batch_size,
@@ -205,7 +205,6 @@ def _extract(
         std=run.images.attributes["std"],
         device=device,
     )
-    return np.concatenate(list(blocks))
 
 
 def trust_section(
@@ -219,7 +218,8 @@ def trust_section(
 ) -> dict[str, float | int | None]:
     """Measures of the reported clustering for metrics.json, on at most 5,000 images: the cost does not grow with N.
 
-    "images": how many those were. None where a measure is not defined: see `trust`.
+    Of up to 5,000 images they are those of `judge`. "images": how many there were. None where a measure is not defined:
+    see `trust`.
     """
     run = Run(Path(), params, images, len(clustering.sizes_K))
     rows_S = sampled_rows(images.samples, SECTION_ROWS, params.seed)
@@ -234,7 +234,7 @@ def trust_section(
         [],
         views,
         cluster=partial(final_clusters, k=run.k, gpu=gpu),
-        halvings=SECTION_HALVINGS,
+        halvings=HALVINGS,
         silhouette_rows=SILHOUETTE_ROWS,
         seed=derive_seed(params.seed, "trust", 0),
     )

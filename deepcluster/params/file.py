@@ -88,7 +88,8 @@ def _describe(path: Path, mistake: Any) -> str:
     *parent, name = mistake["loc"]
     found = mistake["input"]
     if mistake["type"] == "extra_forbidden":
-        return f"{path}: {'.'.join([*parent, name])}: unknown key{nearest(name, known_keys(parent))}"
+        shown = name if name and name.isprintable() else repr(name)
+        return f"{path}: {'.'.join([*parent, shown])}: unknown key{nearest(name, known_keys(parent))}"
     if mistake["type"] == "invalid_key":
         section = f"{'.'.join(parent)}: " if parent else ""
         return f"{path}: {section}keys must be words; got {found!r}"

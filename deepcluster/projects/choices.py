@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from deepcluster.errors import DataError
+from deepcluster.datasets.decoding import EMPTY
+from deepcluster.errors import DataError, plural
 from deepcluster.projects.look import Look
 
 FEWEST = 10
@@ -42,7 +43,7 @@ def choices(look: Look) -> list[Choice]:
     return [
         *_data(look, side),
         *_model(look, side),
-        *_clusters(look.count),
+        *_clusters(look),
         *_training(look.count, grey=look.grey),
         *(_grey_augmentation() if look.grey else _photo_augmentation()),
     ]
@@ -89,8 +90,11 @@ def _unreadable(look: Look) -> tuple[float, str]:
     share = max((len(look.unreadable)) / look.looked, (look.empty + look.refused) / (look.count + look.refused))
     if not share:
         return 0.0, f"none of {look.looked} images looked at was; one that is stops `prepare`, which names it"
-    found = f"{len(look.unreadable)} of {look.looked} images looked at, {look.empty} empty files"
-    return min(0.9, math.ceil(200 * share + 1) / 100), f"{found}; `prepare` lists what it skips"
+    others = look.empty - sum(reason == EMPTY for reason in look.unreadable.values())
+    found = [f"{len(look.unreadable):,} of {plural(look.looked, 'image')} looked at cannot be read"]
+    found += [f"{plural(others, 'other file')} {'is' if others == 1 else 'are'} empty"] if others else []
+    found += [f"{plural(look.refused, 'file')} may not be opened"] if look.refused else []
+    return min(0.9, math.ceil(200 * share + 1) / 100), f"{', '.join(found)}; `prepare` lists what it skips"
 
 
 def _model(look: Look, side: int) -> Iterator[Choice]:
@@ -104,17 +108,25 @@ def _model(look: Look, side: int) -> Iterator[Choice]:
     yield Choice("pca.components", components, f"of {of} features" if enough else "half of the images")
 
 
-def _clusters(count: int) -> Iterator[Choice]:
-    k = clusters_of(count)
-    yield Choice("cluster.k", k, f"about 0.7 times the root of {count:,}; more than the groups you expect is right")
+def _clusters(look: Look) -> Iterator[Choice]:
+    k = clusters_of(look.count)
+    about = f"about 0.7 times the root of {look.count:,}; more than the groups you expect is right"
+    yield Choice("cluster.k", k, f"pseudo-labels to train on: {about}")
     yield Choice("refine.after", None, "nobody told how many groups there are; then about four fifths of epochs, and k")
     yield Choice("refine.k", None, "that number of groups, once it is known")
+    found, as_many = final_clusters_of(look), "a cluster for each subfolder" if look.classes else "as the pseudo-labels"
+    yield Choice("evaluate.k", None, f"clusters of the result: {found} so, {as_many}; any other number can be set")
+
+
+def final_clusters_of(look: Look) -> int:
+    """Clusters of the result with these settings, as `params.final_k` has it."""
+    return len(look.classes) or clusters_of(look.count)
 
 
 def _training(count: int, *, grey: bool) -> Iterator[Choice]:
     epochs = 20 if count < 50_000 else 10
     yield Choice("epochs", epochs, "as for Digits" if epochs == 20 else "so many images need fewer")
-    yield Choice("train.schedule.epochs", epochs, "as epochs above")
+    yield Choice("train.schedule.epochs", epochs, "as many as epochs above: set both together")
     if not grey:
         yield Choice("train.schedule.warmup", 1.0, "rates rise while the first clusters still mean little")
     size = float(min(10, max(1, round(SEEN_AN_EPOCH / count))))

@@ -10,7 +10,7 @@ from deepcluster import artifacts, layout
 from deepcluster.errors import UserError
 from deepcluster.fingerprints import CODE_FILE, code_text
 from deepcluster.plan import schedule_text
-from deepcluster.projects.choices import Choice, choices
+from deepcluster.projects.choices import Choice, choices, final_clusters_of
 from deepcluster.projects.git import check_git, commit, initialise
 from deepcluster.projects.look import Look, look_at
 from deepcluster.projects.pipeline import pipeline_text
@@ -20,6 +20,12 @@ from deepcluster.shipped import shipped, shipped_text
 IGNORED_BY_GIT = """\
 # Everything in data/ belongs to DVC or can be made again.
 /data/*
+# What `deepcluster bundle`, `sort` and `assign` write under the names that the documentation uses, and what
+# `deepcluster recipe` keeps of the settings before.
+/bundle/
+/sorted/
+/labels.csv
+/params.before-recipe*.yaml
 __pycache__/
 /.venv/
 """
@@ -69,6 +75,7 @@ def refuse_place(folder: Path, images: Path) -> None:
 def readme(name: str, look: Look, chosen: Sequence[Choice]) -> str:
     """README.md of the project: what it is, and the next commands."""
     value = {choice.key: choice.value for choice in chosen}
+    as_many = "a cluster for each subfolder" if look.classes else "as many as pseudo-labels"
     return f"""\
 # {name}
 
@@ -76,14 +83,19 @@ Groups, pseudo-labels and a pretrained backbone for the {look.count:,} images in
 `params.yaml` holds every setting; the comments that begin with `# new:` say why it was chosen.
 
 ```console
+$ deepcluster doctor      # what is wrong with machine or project, if anything is
 $ deepcluster estimate    # time, disk and memory of the whole run, after ten seconds of measuring
-$ deepcluster run         # {value["epochs"]} epochs, k = {value["cluster.k"]}; after Ctrl-C the same command carries on
+$ deepcluster run         # {value["epochs"]} epochs; after Ctrl-C the same command carries on
 $ deepcluster summary     # the table of epochs, and where clusters.csv and the report lie
 ```
 
-`deepcluster doctor` says what is wrong with machine or project, if anything is. After adding images to the folder
-run `dvc repro -s -f prepare`, then `deepcluster run`; after installing another version of deepcluster only `deepcluster
-run`, which computes again what its code changed. `deepcluster recipe` lists other settings.
+Training is on `cluster.k` = {value["cluster.k"]} pseudo-labels. The result, `data/evaluation/clusters.csv`, has
+`evaluate.k` clusters: null, so {final_clusters_of(look)}, {as_many}. `deepcluster set evaluate.k=NUMBER` and
+`deepcluster run` make another number of them, and train nothing anew.
+
+After adding images to the folder run `dvc repro -s -f prepare`, then `deepcluster run`; after installing another
+version of deepcluster only `deepcluster run`, which computes again what its code changed. `deepcluster recipe` lists
+other settings.
 """
 
 

@@ -138,6 +138,9 @@ def _checkpoint(epoch: int, source: Origin) -> Description:
     tensors = {"model": found.weights, "optimizer": found.optimizer, "heads": found.heads}
     if found.average:
         tensors["average"] = found.average
+    bank = artifacts.read_bank(source.root / path)
+    if bank is not None:
+        tensors["bank"] = {"bank": bank}
     arrays = [
         {"name": f"{file}: {name}", "shape": list(value.shape), "dtype": str(value.dtype), "raw_bytes": value.nbytes}
         for file, values in tensors.items()

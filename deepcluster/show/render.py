@@ -11,13 +11,15 @@ Found = Mapping[str, Any]
 MOST_BARS = 40
 BINS = 20
 NAMED = 10
+TENSORS = {"average": "averaged weights", "bank": "bank of projections"}
 
 
 def blocks(found: Found) -> Iterator[Block]:
     """What `describe` found: the artifact, its arrays, where it comes from, its statistics."""
     yield Pairs(_title(found), [("on disk", f"{bytes_text(found['bytes'])} in {found['files']:,} files")])
     if found["artifact"] == "checkpoint":
-        counts = ", ".join(f"{count} {file}" for file, count in found["statistics"]["tensors"].items())
+        tensors = found["statistics"]["tensors"]
+        counts = ", ".join(f"{count} {TENSORS.get(file, file)}" for file, count in tensors.items())
         yield Pairs("Tensors (safetensors, uncompressed)", [("count", counts)])
     else:
         yield Listing("Arrays (zarr format 3)", _arrays(found["arrays"]))

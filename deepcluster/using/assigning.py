@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from deepcluster.errors import DataError, UserError
+from deepcluster.errors import DataError, UserError, plural
 from deepcluster.progress import reporting
 from deepcluster.spreadsheets import csv_line, harmless
 from deepcluster.using.bundle import Bundle
@@ -20,11 +20,15 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class Assigned:
-    """names: of all files, in order. failures: by name, why a file has no cluster. The placement is of the others."""
+    """names: of all files, in order. failures: by name, why a file has no cluster. The placement is of the others.
+
+    missing: files that were named and are not there; they are among the failures.
+    """
 
     names: list[str]
     failures: dict[str, str]
     placement: Placement
+    missing: list[str]
 
     def placed(self) -> list[str]:
         """The files that have a cluster, in the placement's order."""
@@ -34,11 +38,11 @@ class Assigned:
 def assign_files(
     bundle: Bundle, arguments: Sequence[Path], device: torch.device, *, follow_links: bool = False
 ) -> Assigned:
-    """The clusters of files and of folders of images; DataError for arguments that are neither."""
+    """The clusters of files and of folders of images; DataError as `list_files` says."""
     files, failures = list_files(arguments, follow_links=follow_links), dict[str, str]()
     with reporting("assign", "images") as report:
         placement = place(bundle, decoded(files, bundle.preprocessing, failures, report), device)
-    return Assigned(files.names, failures, placement)
+    return Assigned(files.names, failures, placement, files.missing)
 
 
 def as_csv(found: Assigned, extra: dict[str, str] | None = None, column: str = "") -> str:
@@ -69,15 +73,15 @@ def refuse_table_target(out: Path) -> None:
 def refuse_nothing(found: Assigned) -> None:
     """DataError if no file has a cluster."""
     if not found.placed():
-        raise DataError(f"none of {len(found.names):,} files can be read: {_failures(found)}")
+        raise DataError(f"{plural(len(found.names), 'file')}, of which none can be read: {_failures(found)}")
 
 
 def summary(found: Assigned, bundle: Bundle) -> list[str]:
     """What was done, for people."""
     outliers, placed = int(found.placement.outliers_N.sum()), len(found.placed())
-    lines = [f"{placed:,} images by {bundle.name}; {outliers:,} outliers"]
+    lines = [f"{plural(placed, 'image')} by {bundle.name}; {plural(outliers, 'outlier')}"]
     if found.failures:
-        lines.append(f"warning: {len(found.failures):,} files cannot be read: {_failures(found)}")
+        lines.append(f"warning: {plural(len(found.failures), 'file')} cannot be read: {_failures(found)}")
     return lines
 
 

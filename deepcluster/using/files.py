@@ -18,14 +18,19 @@ from deepcluster.progress import Report
 from deepcluster.using.bundle import Preprocessing
 
 _FILES_AT_ONCE = 1024
+MISSING = "no such file or folder"
 
 
 @dataclass(frozen=True)
 class Files:
-    """names: paths as they can be opened from here, in order. refused: by name, why those must not be opened."""
+    """names: paths as they can be opened from here, in order. refused: by name, why those are not opened.
+
+    missing: those of them that were named and are not there.
+    """
 
     names: list[str]
     refused: dict[str, str]
+    missing: list[str]
 
 
 def list_files(arguments: Sequence[Path], *, follow_links: bool = False) -> Files:
@@ -33,12 +38,13 @@ def list_files(arguments: Sequence[Path], *, follow_links: bool = False) -> File
 
     What is named may be a link; those in a folder are followed out of it with `follow_links` only.
 
-    DataError that lists all arguments that are neither, or the first folder without an image.
+    DataError if none of the arguments is there, which lists them, and for the first folder without an image.
     """
-    if missing := [str(path) for path in arguments if not os.path.exists(path)]:
-        raise DataError("\n".join(f"{name}: no such file or folder" for name in missing))
+    missing = [_printable(path) for path in arguments if not os.path.exists(path)]
+    if len(missing) == len(arguments):
+        raise DataError("\n".join(f"{name}: {MISSING}" for name in missing))
     names: list[str] = []
-    refused: dict[str, str] = {}
+    refused = dict.fromkeys(missing, MISSING)
     for path in arguments:
         if path.is_dir():
             listed, problems = list_images(path, path, follow_links=follow_links)
@@ -50,8 +56,9 @@ def list_files(arguments: Sequence[Path], *, follow_links: bool = False) -> File
                 refused |= {names[-1]: found[name]} if found[name] else {}
         else:
             names.append(_printable(path))
-            refused |= {names[-1]: problem} if (problem := _problem(path)) else {}
-    return Files(names, refused)
+            if names[-1] not in refused and (problem := _problem(path)):
+                refused[names[-1]] = problem
+    return Files(names, refused, missing)
 
 
 def decoded(

@@ -20,7 +20,7 @@ from deepcluster.checkpoint import BackboneDescription, OptimizerState, optimize
 from deepcluster.clustering.health import Limits, collapsed, health, variances
 from deepcluster.clustering.kmeans import Clustering, Init, kmeans
 from deepcluster.errors import CollapseError
-from deepcluster.features import extract_features
+from deepcluster.features import all_features
 from deepcluster.models.build import Backbone
 from deepcluster.models.heads import build_heads
 from deepcluster.params import Collapse
@@ -54,8 +54,7 @@ def initial_backbone(description: BackboneDescription, seed: int) -> Backbone:
 def features(backbone: Backbone, images: Images, *, batch_size: int, device: torch.device) -> NDArray[np.float32]:
     """Of every image: float32 [N, D]."""
     pixels_NCHW, mean, std = images.images_NCHW, images.mean, images.std
-    blocks = extract_features(backbone, pixels_NCHW, batch_size=batch_size, mean=mean, std=std, device=device)
-    return np.concatenate(list(blocks))
+    return all_features(backbone, pixels_NCHW, batch_size=batch_size, mean=mean, std=std, device=device)
 
 
 def pseudo_labels(
