@@ -52,7 +52,8 @@ def read_foreign_weights(
     sobel = any(name.startswith("sobel.") for name in foreign.tensors)
     _check_channels(path, expected, found, description, sobel=sobel)
     _check_image_size(path, expected, found, description, foreign.made_for)
-    return {name: _array(path, name, tensor, expected.get(name, tensor).dtype) for name, tensor in found.items()}
+    dtypes = {name: tensor.dtype for name, tensor in expected.items()}  # others are refused by name: any dtype will do
+    return {name: _array(path, name, tensor, dtypes.get(name, torch.float32)) for name, tensor in found.items()}
 
 
 def _read_checkpoint(folder: Path) -> Foreign:

@@ -571,3 +571,13 @@ def test_numbers_of_any_kind_are_taken_or_named(tmp_path, tensor, expected):
     with pytest.raises(ArtifactError) as caught:
         read_foreign_weights(tmp_path / "x.pth", describe(), stand_in)
     assert str(caught.value) == f"{tmp_path / 'x.pth'}: {expected}"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int64, torch.bool])
+def test_a_tensor_of_a_name_of_its_own_is_read_whatever_its_numbers_so_that_its_name_is_said(tmp_path, dtype):
+    from types import SimpleNamespace
+
+    torch.save({"state_dict": {"bias": torch.zeros(10), "more": torch.ones(3, dtype=dtype)}}, tmp_path / "x.pth")
+    stand_in = SimpleNamespace(state_dict=lambda: {"body.bias.": torch.zeros(10)})
+    found = read_foreign_weights(tmp_path / "x.pth", describe(), stand_in)
+    assert {name: array.tolist() for name, array in found.items()}["body.more."] == [1.0] * 3
