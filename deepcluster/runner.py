@@ -23,7 +23,7 @@ from deepcluster.faults import explained, unwritable
 from deepcluster.lockfile import check_lock, write_entries
 from deepcluster.memo import looked_at_once
 from deepcluster.mending import alone
-from deepcluster.params import PARAMS_FILE, load_params
+from deepcluster.params import PARAMS_FILE, code_at_start, load_params
 from deepcluster.plan import check_schedule
 from deepcluster.pruned import read_pruned
 from deepcluster.pulling import pull as pull_outputs
@@ -69,6 +69,8 @@ def run(targets: Sequence[str] = (), *, pull: bool = False) -> Done:
     check_dvc()
     from dvc.exceptions import DvcException, ReproductionError
 
+    code_at_start.cache_clear()
+    code_at_start(Path.cwd())
     params = load_params()
     epochs = params.epochs
     check_schedule(epochs)
@@ -307,7 +309,7 @@ class EpochTable:
 def _epoch(stage: str) -> int:
     """3 for train@3; 0 for a stage of no epoch."""
     epoch = stage.rpartition("@")[2]
-    return int(epoch) if epoch.isdigit() else 0
+    return int(epoch) if epoch.isdecimal() else 0
 
 
 @contextmanager
@@ -345,7 +347,7 @@ def _parse(command: Any) -> tuple[Callable[..., None] | None, dict[str, Any]]:
     match shlex.split(command) if isinstance(command, str) else []:
         case ["python", "-m", module] if module in STAGES:
             return STAGES[module], {}
-        case ["python", "-m", module, "--epoch", epoch] if module in STAGES and epoch.isdigit():
+        case ["python", "-m", module, "--epoch", epoch] if module in STAGES and epoch.isdecimal():
             return STAGES[module], {"epoch": int(epoch)}
         case _:
             return None, {}

@@ -16,7 +16,15 @@ from deepcluster.determinism import deterministic_torch
 from deepcluster.errors import BusyError, RunnerError, UserError, in_ranges
 from deepcluster.faults import explained, explaining
 from deepcluster.fingerprints import check_code
-from deepcluster.params import PARAMS_FILE, Params, at_epoch, listed_params, load_params
+from deepcluster.params import (
+    PARAMS_FILE,
+    Params,
+    at_epoch,
+    changed_code,
+    code_at_start,
+    listed_params,
+    load_params,
+)
 from deepcluster.plan import check_schedule, rate_ends_elsewhere, scheduled_epochs
 from deepcluster.settings import set_params
 from deepcluster.threads import settle
@@ -155,7 +163,8 @@ def stage(name: str, epoch: int | None = None) -> Iterator[Params]:
     Refuses epochs that are not scheduled and, when DVC runs the stage, a schedule that does not fit `epochs`, or a
     package that is not the one in stages/code.yaml: so a stale file stops whichever stage comes first, before it has
     done anything. One process at a time is in a stage: two would publish in turns. Params that the stage reads and that
-    change while it runs are refused at its end: DVC notes those that stand there then.
+    change while it runs, and its code where that has changed since the process read it, are refused at its end: DVC
+    notes those that stand there then.
     """
     refuse_epoch(epoch)
     by_dvc = "DVC_STAGE" in os.environ
@@ -163,6 +172,7 @@ def stage(name: str, epoch: int | None = None) -> Iterator[Params]:
     params = load_params()
     addressed = name if epoch is None else f"{name}@{epoch}"
     if by_dvc:
+        code_at_start(Path.cwd())
         _refuse_beside_others(addressed)
         check_schedule(params.epochs)
         check_code()
@@ -175,6 +185,11 @@ def stage(name: str, epoch: int | None = None) -> Iterator[Params]:
         yield at_epoch(params, epoch)
         if by_dvc:
             _refuse_changed(addressed, begun_with, listed_params(name))
+            if changed := changed_code(name):
+                raise RunnerError(
+                    f"{', '.join(changed)}: changed since this process started, and {addressed} reads it; what it made "
+                    "does not count: start it again"
+                )
 
 
 def _refuse_changed(stage: str, before: dict[str, object], now: dict[str, object]) -> None:

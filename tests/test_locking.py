@@ -15,7 +15,7 @@ from conftest import edit_params
 from deepcluster import locking, processes
 from deepcluster.commands.check import check
 from deepcluster.errors import BusyError, RunnerError
-from deepcluster.params import load_params
+from deepcluster.params import code_at_start, load_params
 from deepcluster.plan import schedule_text
 from stages.common import remove_leavings, stage
 
@@ -214,6 +214,27 @@ def test_params_that_a_stage_does_not_read_may_change_while_it_runs(stage_of_dvc
     for name, key in (("evaluate", "cluster.k"), ("report", "cluster")):  # one key of a section; the whole file
         with pytest.raises(RunnerError, match=rf"changed while {name} ran, .* \({key}\);"), stage(name):
             edit_params(Path("params.yaml"), {"cluster.k": len(name), "cluster.restarts": len(name)})
+
+
+def test_code_that_a_stage_reads_must_not_change_while_it_runs(stage_of_dvc):
+    shutil.copyfile(CHECKOUT / "dvc.yaml", "dvc.yaml")
+    for name in ("stages/pca.py", "deepcluster/reduction/pca.py", "deepcluster/show/text.py"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("x = 1\n")
+    code_at_start.cache_clear()
+    with stage("pca", 1):
+        Path("deepcluster/show/text.py").write_text("x = 2\n")  # none of its own
+    with (
+        pytest.raises(RunnerError, match=r"^deepcluster/reduction/new.py, stages/pca.py: changed since this process"),
+        stage("pca", 1),
+    ):
+        Path("stages/pca.py").write_text("x = 2\n")
+        Path("deepcluster/reduction/new.py").write_text("")
+    with pytest.raises(RunnerError, match=r", and pca@1 reads it; what it made does not count"), stage("pca", 1):
+        pass  # the process still has the old code
+    with stage("cluster", 1):
+        pass
+    code_at_start.cache_clear()
 
 
 def test_leavings_go_wherever_the_pipeline_publishes_and_nowhere_else(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 from deepcluster.params.data_defaults import flips, padding
 from deepcluster.params.file import PARAMS_FILE, as_yaml, load_params
 from deepcluster.params.fit import misfits
-from deepcluster.params.listed import listed_params
+from deepcluster.params.listed import changed_code, code_at_start, listed_params
 from deepcluster.params.refine import at_epoch, final_k, refined
 from deepcluster.params.sections import (
     Arch,
@@ -30,6 +30,8 @@ __all__ = [
     "Schedule",
     "as_yaml",
     "at_epoch",
+    "changed_code",
+    "code_at_start",
     "final_k",
     "flips",
     "listed_params",
