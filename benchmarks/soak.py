@@ -3,8 +3,9 @@
     python -m benchmarks.soak [--epochs 100] [--out docs/reliability/soak.json]
 
 The smallest settings (64 images of 8x8), so that what an epoch leaves behind is not lost beside what it works on. Over
-the last half of the epochs a line is fitted to each; its slope comes with its standard error. Linux alone: what a
-process holds is read in /proc.
+the last half of the epochs a line is fitted to each; its slope comes with its standard error. Anonymous memory is what
+the process itself has asked for; all of it has the files that it maps as well, such as DVC's database, which every run
+makes larger. Linux alone: what a process holds is read in /proc.
 """
 
 import argparse
@@ -25,7 +26,8 @@ from benchmarks.project import TRIVIAL, TRIVIAL_IMAGES, Project, temporary_proje
 
 EPOCHS = 100
 ROW = re.compile(r"\s*(\d+)/\d+\s")  # of the table that `deepcluster run` prints an epoch's line of
-KILOBYTES = re.compile(r"^VmRSS:\s+(\d+) kB$", flags=re.MULTILINE)
+KILOBYTES = re.compile(r"^(VmRSS|RssAnon):\s+(\d+) kB$", flags=re.MULTILINE)
+SAMPLED = {"memory_kb": "kB", "anonymous_kb": "kB", "open_files": "files"}
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -39,7 +41,7 @@ def main(words: Sequence[str] | None = None) -> None:
     given.out.parent.mkdir(parents=True, exist_ok=True)
     record = {"hardware": results.hardware(), "command": "python -m benchmarks.soak"} | found
     given.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    for name, unit in (("memory_kb", "kB"), ("open_files", "files")):
+    for name, unit in SAMPLED.items():
         line = found["slopes"][name]
         print(
             f"{name}: {line['slope']:+.3f} +- {line['standard_error']:.3f} {unit} an epoch, from epoch {line['from']}"
@@ -62,7 +64,7 @@ def soak(epochs: int) -> dict[str, Any]:
     if [sample["epoch"] for sample in samples] != list(range(1, epochs + 1)):
         raise RuntimeError(f"expected a line for each of {epochs} epochs, got {len(samples)}")
     half = samples[len(samples) // 2 :]
-    slopes = {name: fitted([s["epoch"] for s in half], [s[name] for s in half]) for name in ("memory_kb", "open_files")}
+    slopes = {name: fitted([s["epoch"] for s in half], [s[name] for s in half]) for name in SAMPLED}
     return {"epochs": epochs, "seconds": round(seconds, 1), "slopes": slopes, "samples": samples}
 
 
@@ -92,11 +94,11 @@ def _sampled(project: Project) -> Iterator[dict[str, int]]:
         lines.append(line)
         if found := ROW.match(line):
             proc = Path("/proc") / str(process.pid)
-            memory = KILOBYTES.search((proc / "status").read_text())
-            assert memory is not None
+            memory = dict(KILOBYTES.findall((proc / "status").read_text()))
             yield {
                 "epoch": int(found[1]),
-                "memory_kb": int(memory[1]),
+                "memory_kb": int(memory["VmRSS"]),
+                "anonymous_kb": int(memory["RssAnon"]),
                 "open_files": len(os.listdir(proc / "fd")),
             }
     if process.wait():

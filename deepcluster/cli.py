@@ -13,6 +13,7 @@ from deepcluster.commands.estimate import estimate
 from deepcluster.commands.filters import filters
 from deepcluster.commands.metrics import metrics
 from deepcluster.commands.new import new
+from deepcluster.commands.prune import prune
 from deepcluster.commands.seeds import seeds
 from deepcluster.commands.show import show
 from deepcluster.commands.trust import trust
@@ -56,6 +57,7 @@ app.command()(estimate)
 
 app.command()(filters)
 app.command()(upload)
+app.command()(prune)
 
 
 app.command()(seeds)
@@ -153,6 +155,9 @@ def run(
             autocompletion=completion.recipes,
         ),
     ] = None,
+    pull: Annotated[
+        bool, typer.Option("--pull", help="Take from DVC's remote what it has of this, also of other clones' runs.")
+    ] = False,
 ) -> None:
     """Bring the pipeline up to date in one process: what `dvc repro` does, without its start-up costs.
 
@@ -173,8 +178,10 @@ def run(
         else:
             _take_recipe(recipe, overrides)
         say_if_rate_ends_elsewhere(load_params())
-        count = run_pipeline(targets or [])
-    print(f"{count} stages ran" if count else "everything is up to date")
+        ran, restored = run_pipeline(targets or [], pull=pull)
+    found = [f"{ran} stages ran"] if ran else []
+    found += [f"{restored} restored from the cache"] if restored else []
+    print(", ".join(found) or "everything is up to date")
 
 
 @app.command("sweep-k")

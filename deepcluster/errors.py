@@ -52,7 +52,7 @@ class ScheduleError(UserError):
 
 
 class RunnerError(UserError):
-    """`deepcluster run` cannot go on: an untested DVC, params.yaml changed meanwhile, or DVC reports an error."""
+    """A run cannot go on: an untested DVC, params.yaml changed meanwhile, or DVC reports an error."""
 
 
 class BusyError(UserError):

@@ -17,6 +17,7 @@ EPOCHS = DATA / "epochs"
 SEEDS = DATA / "seeds"
 PROGRESS = DATA / "progress"
 SCHEDULE = Path("stages/schedule.yaml")
+PRUNED = Path("stages/pruned.yaml")
 
 
 def epoch_folder(epoch: int) -> Path:

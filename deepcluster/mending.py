@@ -6,11 +6,34 @@ all work afterwards until someone mends the file. Only for who holds DVC's own l
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from deepcluster.artifacts import write_text
+from deepcluster.errors import BusyError
 from deepcluster.lockfile import join, salvaged
+from deepcluster.processes import RWLOCK, alive, dvc_writers
+
+
+@contextmanager
+def alone() -> Iterator[Any]:
+    """DVC's `Repo`, its lock held but while stages work, and waited for: `dvc push` beside a run holds it for long.
+
+    BusyError where a `dvc repro` is in the middle of a stage: it gives up if it does not get its lock back in seconds.
+    """
+    from dvc.repo import Repo, lock_repo
+
+    with Repo(_wait_for_lock=True) as repo, lock_repo(repo):
+        for process, command in dvc_writers(Path(repo.tmp_dir) / RWLOCK.name).items():
+            if process != os.getpid() and alive(process):
+                raise BusyError(
+                    f"process {process} (`{command}`) works in this project; wait until it has ended, or end it"
+                )
+        for line in mend(repo):
+            print(line, flush=True)
+        yield repo
 
 
 def mend(repo: Any) -> list[str]:

@@ -17,6 +17,7 @@ from ruamel.yaml.error import YAMLError
 from deepcluster import artifacts, layout
 from deepcluster.errors import ArtifactError, UserError, in_ranges
 from deepcluster.params import PARAMS_FILE
+from deepcluster.pruned import bring_back, read_pruned
 
 LOCK = Path("dvc.lock")
 HEAD = "schema: '2.0'\nstages:\n"
@@ -43,13 +44,14 @@ class Origin:
     """Artifacts by their place in the workspace. `root`: the folder that `layout`'s paths are relative to.
 
     revision: as the user named it; None for the workspace. lock: by path. fetch: puts an artifact of a revision below
-    `root`.
+    `root`. pruned: the hash of each dump that was pruned, by path.
     """
 
     revision: str | None
     root: Path
     lock: Mapping[str, Locked]
     fetch: Fetch | None = field(default=None, repr=False)
+    pruned: Mapping[str, str] = field(default_factory=dict)
 
     def named(self, path: Path) -> str:
         """The path as messages name it, the revision in front."""
@@ -62,6 +64,7 @@ class Origin:
     def place(self, path: Path, *, made_by: str) -> Path:
         """Where the artifact can be read; UserError if it is not there, or its files are in no cache."""
         if not self.has(path):
+            self.refuse_pruned(path, made_by=made_by)
             if self.revision is None:
                 raise artifacts.missing(path, made_by)
             raise ArtifactError(
@@ -69,8 +72,19 @@ class Origin:
             )
         here = self.root / path
         if self.fetch is not None and not here.exists():
-            self.fetch(path, here)
+            try:
+                self.fetch(path, here)
+            except ArtifactError:
+                self.refuse_pruned(path, made_by=made_by)
+                raise
         return here
+
+    def refuse_pruned(self, path: Path, *, made_by: str) -> None:
+        """ArtifactError, with the way back, if `path` was pruned as dvc.lock names it."""
+        locked = self.locked(path)
+        if locked is not None and locked.md5 is not None and self.pruned.get(path.as_posix()) == locked.md5:
+            there = "" if self.revision is None else f" with {self.revision} checked out"
+            raise ArtifactError(f"{self.named(path)}: {bring_back(path, made_by)}{there}")
 
     def place_of_file(self, path: Path) -> Path:
         """Where a file that is in git, such as params.yaml, can be read."""
@@ -127,7 +141,7 @@ def origin(revision: str | None) -> Iterator[Origin]:
         raise UserError(f"{PARAMS_FILE}: not found; run this in the project's folder, the one with dvc.yaml")
     if revision is None:
         text = LOCK.read_bytes().decode(errors="replace") if LOCK.is_file() else ""
-        yield Origin(None, Path(), _parsed(text, str(LOCK)))
+        yield Origin(None, Path(), _parsed(text, str(LOCK)), pruned=read_pruned())
         return
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
@@ -147,7 +161,8 @@ def origin(revision: str | None) -> Iterator[Origin]:
     TEMPORARY.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="deepcluster-", dir=TEMPORARY) as folder:
         try:
-            yield Origin(revision, Path(folder), _parsed(text, f"{revision}: {LOCK}"), _fetcher(files, revision))
+            lock = _parsed(text, f"{revision}: {LOCK}")
+            yield Origin(revision, Path(folder), lock, _fetcher(files, revision), read_pruned())
         finally:
             files.close()
 
@@ -159,6 +174,9 @@ def chosen_epoch(
 
     least: 1, or 0 where the untrained backbone's counts.
     """
+    if epoch is not None and epoch >= least and not source.has(locate(epoch)):
+        locked = source.locked(locate(epoch))
+        source.refuse_pruned(locate(epoch), made_by=locked.stage if locked else "")
     there = [found for found in source.epochs(locate) if found >= least]
     if not there:
         where = "" if source.revision is None else f"{source.revision}: "

@@ -85,6 +85,7 @@ class Progress:
         self._lock: int | None = None
         self._caught: int | None = None
         self._silent = False
+        self._held = "is in use by another process"
         self._seconds = seconds_between()
         self._next = time.monotonic() + self._seconds
 
@@ -111,7 +112,7 @@ class Progress:
         if not self.folder.is_dir():
             return None
         if not self._acquire(PATIENCE):
-            self._say(f"starts over: {self.folder} is in use by another process")
+            self._say(f"starts over: {self.folder} {self._held}")
             return None
         arrays, reason = self._read()
         if arrays is None:
@@ -160,10 +161,12 @@ class Progress:
 
     def _acquire(self, patience: float = 0.0) -> bool:
         until = time.monotonic() + patience
-        with contextlib.suppress(OSError):  # such as a file system without locks: nothing is kept then
+        try:
             while (lock := _locked(self.folder)) is None and time.monotonic() < until:
                 time.sleep(0.05)
             self._lock = lock
+        except OSError as error:  # such as a file system without locks: nothing is kept then
+            self._held = f"cannot be locked ({error.strerror})"
         return self._lock is not None
 
     def _release(self) -> None:

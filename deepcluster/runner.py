@@ -14,17 +14,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from deepcluster import artifacts, layout
-from deepcluster.errors import BusyError, RunnerError, UserError
+from deepcluster.errors import RunnerError, UserError
 from deepcluster.evaluation.epochs import epoch_row
 from deepcluster.faults import explained, unwritable
 from deepcluster.lockfile import check_lock, write_entries
-from deepcluster.mending import mend
+from deepcluster.memo import looked_at_once
+from deepcluster.mending import alone
 from deepcluster.params import PARAMS_FILE, load_params
 from deepcluster.plan import check_schedule
-from deepcluster.processes import RWLOCK, alive, dvc_writers
+from deepcluster.pruned import read_pruned
+from deepcluster.pulling import pull as pull_outputs
 from stages.cluster import cluster
 from stages.common import open_images, remove_leavings
 from stages.evaluate import evaluate
@@ -49,8 +51,17 @@ TESTED = "3.67"
 USE_REPRO = "use `dvc repro` instead; it gives the same result"
 
 
-def run(targets: Sequence[str] = ()) -> int:
-    """Bring `targets` (DVC stages; all, if none are named) up to date; the number of stages that ran.
+class Done(NamedTuple):
+    """Numbers of stages: whose command ran, and whose outputs came from DVC's cache or run-cache instead."""
+
+    ran: int
+    restored: int
+
+
+def run(targets: Sequence[str] = (), *, pull: bool = False) -> Done:
+    """Bring `targets` (DVC stages; all, if none are named) up to date; how many stages ran or were restored.
+
+    pull: take from DVC's remote what it has, of outputs and of earlier runs.
 
     Afterwards dvc.lock, the cache and the artifacts are what `dvc repro` would have made. UserError from a stage passes
     through; what was finished before it is saved.
@@ -66,8 +77,16 @@ def run(targets: Sequence[str] = ()) -> int:
     last = max([_epoch(target) for target in targets] or [epochs]) or epochs
     remove_leavings()
     try:
-        with _alone() as repo, _LockedOnceAnEpoch(EpochTable(last)) as locking, _in_process(PARAMS_FILE.read_bytes()):
-            return len(repo.reproduce(targets=list(targets) or None, repro_fn=locking.reproduce))
+        with (
+            looked_at_once(),
+            alone() as repo,
+            _LockedOnceAnEpoch(EpochTable(last), targets, pulling=pull) as locking,
+            _in_process(PARAMS_FILE.read_bytes()) as called,
+        ):
+            if pull:
+                locking.pull(repo)
+            repo.reproduce(targets=list(targets) or None, repro_fn=locking.reproduce)
+            return Done(len(called), locking.done - len(called))
     except ReproductionError as error:
         cause = _cause(error)
         if isinstance(cause, UserError | KeyboardInterrupt):
@@ -75,25 +94,6 @@ def run(targets: Sequence[str] = ()) -> int:
         raise explained(cause) or unwritable(layout.DATA) or RunnerError(f"{error}: {cause}") from cause
     except DvcException as error:
         raise explained(error) or RunnerError(f"dvc: {' '.join(str(error).split())}") from error
-
-
-@contextmanager
-def _alone() -> Iterator[Any]:
-    """DVC's `Repo`, its lock held but while stages work, and waited for: `dvc push` beside a run holds it for long.
-
-    BusyError where a `dvc repro` is in the middle of a stage: it gives up if it does not get its lock back in seconds.
-    """
-    from dvc.repo import Repo, lock_repo
-
-    with Repo(_wait_for_lock=True) as repo, lock_repo(repo):
-        for process, command in dvc_writers(Path(repo.tmp_dir) / RWLOCK.name).items():
-            if process != os.getpid() and alive(process):
-                raise BusyError(
-                    f"process {process} (`{command}`) works in this project; wait until it has ended, or end it"
-                )
-        for line in mend(repo):
-            print(line, flush=True)
-        yield repo
 
 
 def check_dvc() -> None:
@@ -136,11 +136,19 @@ def _refuse_changed_weights(path: str | None) -> None:
 
 
 class _LockedOnceAnEpoch:
-    """Reproduces stages as DVC does, but keeps their lock entries until an epoch is complete, or the run ends."""
+    """Reproduces stages as DVC does, but keeps their lock entries until an epoch is complete, or the run ends.
 
-    def __init__(self, table: "EpochTable") -> None:
+    Pruned feature dumps are left alone until a stage that must run reads one, or `targets` name its stage.
+    """
+
+    def __init__(self, table: "EpochTable", targets: Sequence[str], *, pulling: bool) -> None:
+        self.done = 0
         self._pending: list[Any] = []
         self._table = table
+        self._wanted = set(targets)
+        self._pulling = pulling
+        self._pruned = read_pruned()
+        self._left: dict[str, tuple[Any, dict[str, Any]]] = {}  # stages without their pruned dump, by its path
 
     def __enter__(self) -> "_LockedOnceAnEpoch":
         return self
@@ -148,18 +156,66 @@ class _LockedOnceAnEpoch:
     def __exit__(self, *_: object) -> None:
         self._write()
 
+    def pull(self, repo: Any) -> None:
+        """Bring what the remote has of the stages to run into the cache, but for what was pruned."""
+        from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
+
+        chosen = collect_stages(repo, self._wanted or ["dvc.yaml"])
+        planned = plan_repro(get_active_graph(repo.index.graph), chosen)
+        outputs = [out for stage in planned for out in stage.outs if out not in self._gone(stage)]
+        print(f"{pull_outputs(repo, outputs)} files pulled", flush=True)
+
     def reproduce(self, stage: Any, **kwargs: Any) -> Any:
         """`repro_fn` of DVC: the stage if it ran (or came from the run-cache), None if nothing had changed."""
+        if gone := self._gone(stage):
+            if not _changed_but_for(stage, gone):
+                self._left |= {out.fs_path: (stage, kwargs) for out in stage.outs if out in gone}
+                return None
+            if self._restore(stage, kwargs):
+                return None
+            for item in gone:
+                if item.fs_path in self._left:
+                    producer, its = self._left.pop(item.fs_path)
+                    self._reproduce(producer, **its)
+        return self._reproduce(stage, **kwargs)
+
+    def _gone(self, stage: Any) -> list[Any]:
+        """Of a stage's outputs and dependencies those that were pruned, as dvc.lock names them, and are not back."""
+        if not self._pruned:
+            return []
+        asked_for = {stage.name, stage.name.partition("@")[0]} & self._wanted
+        return [
+            item
+            for item in (*(() if asked_for else stage.outs), *stage.deps)
+            if item.hash_info
+            and self._pruned.get(item.def_path) == item.hash_info.value
+            and not item.exists
+            and item.changed_cache()  # of a dependency always true
+        ]
+
+    def _reproduce(self, stage: Any, **kwargs: Any) -> Any:
+        if not _changed_but_for(stage, []):  # before DVC does, since it rewrites its list of readers for each
+            return None
         if stage.name.startswith("extract@"):
             self._table.begin()
+        if self._pulling:
+            if self._restore(stage, kwargs):
+                return None
+            kwargs["pull"] = stage.changed(True, kwargs.get("upstream"))  # of other stages all that there is has come
         done = stage.reproduce(**kwargs)
         if done:
+            self.done += 1
             self._pending.append(done)
             if not stage.name.startswith(("extract@", "pca@", "cluster@")):
                 self._write()
             if stage.name.startswith("train@"):
                 print(self._table.row(_epoch(stage.name)), flush=True)
         return done
+
+    def _restore(self, stage: Any, kwargs: dict[str, Any]) -> bool:
+        restored = _restored(stage, kwargs.get("upstream"))
+        self.done += restored
+        return restored
 
     def _write(self) -> None:
         if self._pending:
@@ -168,16 +224,41 @@ class _LockedOnceAnEpoch:
             _let_go(pending)
 
 
-def _let_go(stages: Sequence[Any]) -> None:
-    """Drop the listings of folders that DVC keeps of every output and dependency to its end, 0.3 MB an epoch.
+def _changed_but_for(stage: Any, gone: Sequence[Any]) -> bool:
+    """DVC's `Stage.changed`, were the outputs and dependencies `gone` there."""
+    if stage.frozen or stage.is_callback or stage.always_changed:
+        return True
+    return stage.changed_stage() or any(item.status() for item in (*stage.deps, *stage.outs) if item not in gone)
 
-    Those of outputs are in the cache, where what needs one again reads it; of dependencies only the hash is used.
+
+def _restored(stage: Any, upstream: Any) -> bool:
+    """Whether nothing had changed, and what was missing in the workspace is there again, from the cache."""
+    from dvc.exceptions import CheckoutError
+
+    missing = [out for out in stage.outs if not out.exists]
+    if not missing or stage.changed(True, upstream) or any(out.changed_cache() for out in missing):
+        return False
+    try:
+        for out in missing:
+            out.checkout()
+    except CheckoutError:
+        return False
+    return True
+
+
+def _let_go(stages: Sequence[Any]) -> None:
+    """Drop what DVC keeps to its end of every output and dependency of stages that are recorded, 0.35 MB an epoch.
+
+    Listings of folders: those of outputs are in the cache, where what needs one again reads it; of dependencies only
+    the hash is used. Hashes and values of params: dvc.lock has them, and later stages hash their own inputs.
     """
+    from dvc_data.hashfile.hash_info import HashInfo
+    from dvc_data.hashfile.meta import Meta
     from dvc_objects.fs import MemoryFileSystem
 
     for stage in stages:
         for item in (*stage.outs, *stage.deps):
-            item.obj = None
+            item.obj, item.hash_info, item.meta = None, HashInfo(), Meta()
     staged = MemoryFileSystem().fs  # where DVC lays each listing to hash it, and leaves it
     staged.store.clear()
     staged.pseudo_dirs[:] = [""]
@@ -230,15 +311,20 @@ def _epoch(stage: str) -> int:
 
 
 @contextmanager
-def _in_process(params: bytes) -> Iterator[None]:
-    """Commands `python -m stages.x` become function calls; a params.yaml that changes meanwhile is refused."""
+def _in_process(params: bytes) -> Iterator[list[str]]:
+    """Commands `python -m stages.x` become function calls; a params.yaml that changes meanwhile is refused.
+
+    Yields the names of the stages whose command ran, so far.
+    """
     import dvc.stage.run as dvc_run
 
     original, started = dvc_run.cmd_run, time.perf_counter()
+    called: list[str] = []
 
     def call(stage: Any, dry: bool = False, run_env: dict[str, str] | None = None) -> None:
         if PARAMS_FILE.read_bytes() != params:
             raise RunnerError(f"{PARAMS_FILE} changed during the run; finished stages are kept: start it again")
+        called.append(stage.addressing)
         function, arguments = _parse(stage.cmd)
         if dry or function is None:
             original(stage, dry=dry, run_env=run_env)
@@ -249,7 +335,7 @@ def _in_process(params: bytes) -> Iterator[None]:
 
     dvc_run.cmd_run = call
     try:
-        yield
+        yield called
     finally:
         dvc_run.cmd_run = original
 

@@ -13,10 +13,10 @@ import typer
 
 from deepcluster import completion, layout, locking, processes
 from deepcluster.determinism import deterministic_torch
-from deepcluster.errors import BusyError, UserError, in_ranges
+from deepcluster.errors import BusyError, RunnerError, UserError, in_ranges
 from deepcluster.faults import explained, explaining
 from deepcluster.fingerprints import check_code
-from deepcluster.params import Params, at_epoch, load_params
+from deepcluster.params import PARAMS_FILE, Params, at_epoch, listed_params, load_params
 from deepcluster.plan import check_schedule, rate_ends_elsewhere, scheduled_epochs
 from deepcluster.settings import set_params
 from deepcluster.threads import settle
@@ -154,12 +154,15 @@ def stage(name: str, epoch: int | None = None) -> Iterator[Params]:
 
     Refuses epochs that are not scheduled and, when DVC runs the stage, a schedule that does not fit `epochs`, or a
     package that is not the one in stages/code.yaml: so a stale file stops whichever stage comes first, before it has
-    done anything. One process at a time is in a stage: two would publish in turns.
+    done anything. One process at a time is in a stage: two would publish in turns. Params that the stage reads and that
+    change while it runs are refused at its end: DVC notes those that stand there then.
     """
     refuse_epoch(epoch)
+    by_dvc = "DVC_STAGE" in os.environ
+    begun_with = listed_params(name) if by_dvc else {}
     params = load_params()
     addressed = name if epoch is None else f"{name}@{epoch}"
-    if "DVC_STAGE" in os.environ:
+    if by_dvc:
         _refuse_beside_others(addressed)
         check_schedule(params.epochs)
         check_code()
@@ -170,6 +173,17 @@ def stage(name: str, epoch: int | None = None) -> Iterator[Params]:
         deterministic_torch(params.deterministic and _uses_torch(name)),
     ):
         yield at_epoch(params, epoch)
+        if by_dvc:
+            _refuse_changed(addressed, begun_with, listed_params(name))
+
+
+def _refuse_changed(stage: str, before: dict[str, object], now: dict[str, object]) -> None:
+    """RunnerError where a value is another than it was: DVC would take what the stage made for made with that."""
+    if changed := [key for key in before | now if before.get(key) != now.get(key)]:
+        raise RunnerError(
+            f"{PARAMS_FILE}: changed while {stage} ran, in what that stage reads ({', '.join(changed)}); what it made "
+            "does not count: start it again"
+        )
 
 
 def _refuse_beside_others(stage: str) -> None:

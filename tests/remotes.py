@@ -1,7 +1,8 @@
-"""Servers on loopback for the tests of what lies behind a URL: S3 by moto, plain HTTP, and one that never answers."""
+"""Servers on loopback for tests of what lies behind a URL: S3 by moto, HTTP, and some that refuse or never answer."""
 
 import socket
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,11 +13,15 @@ BUCKET = "a-bucket"
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
 @contextmanager
 def s3_server() -> Iterator[str]:
     """The address of an S3 server with an empty bucket."""
     import logging
-    import urllib.request
 
     from moto.server import ThreadedMotoServer
 
@@ -32,9 +37,52 @@ def s3_server() -> Iterator[str]:
         server.stop()
 
 
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+@contextmanager
+def s3_server_that_stops_taking(puts: int) -> Iterator[str]:
+    """As `s3_server`, but after that many objects it refuses every further one."""
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
+
+    app = DomainDispatcherApplication(create_backend_app)
+    left = [puts + 1]  # the bucket is the first
+    turn = threading.Lock()
+
+    def taking(environ, start):  # type: ignore[no-untyped-def]
+        if environ["REQUEST_METHOD"] == "PUT":
+            with turn:
+                left[0] -= 1
+            if left[0] < 0:
+                start("403 Forbidden", [("Content-Type", "application/xml")])
+                return [b"<Error><Code>AccessDenied</Code><Message>no more</Message></Error>"]
+        return app(environ, start)
+
+    server = make_server("127.0.0.1", 0, taking, threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.port}"
+    urllib.request.urlopen(urllib.request.Request(f"{address}/{BUCKET}", method="PUT"), timeout=30).close()
+    try:
+        yield address
+    finally:
+        server.shutdown()
+
+
+@contextmanager
+def refusing_server(status: int) -> Iterator[str]:
+    """The address of a server that answers everything with an error."""
+
+    class Refusing(_Quiet):
+        def do_GET(self) -> None:
+            self.send_error(status)
+
+        do_HEAD = do_PUT = do_POST = do_GET
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @contextmanager

@@ -28,6 +28,12 @@ def components(d: int = 3, width: int = 256) -> Components:
     return Components(*arrays, *(np.sort(rng.random(d).astype(np.float32))[::-1] for _ in range(2)))
 
 
+def test_a_description_nested_beyond_reading_is_damage(tmp_path):
+    (tmp_path / "bundle.json").write_text("[" * 200_000)
+    with pytest.raises(ArtifactError, match=r": damaged \(maximum recursion"):
+        read_bundle(tmp_path)
+
+
 class TestWrittenAndRead:
     @pytest.mark.parametrize(
         "reduction", [Reduction(), Reduction(components(), whiten=True, normalize=False, spherical=True, block_rows=7)]

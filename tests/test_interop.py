@@ -60,6 +60,12 @@ def draw_statistics(model: nn.Module) -> None:
             layer.num_batches_tracked.fill_(7)
 
 
+def test_metadata_of_weights_nested_beyond_reading_are_text(tmp_path):
+    nested = "[" * 200_000
+    artifacts.write_weight_file(tmp_path / "w.safetensors", {"w": np.ones(1, np.float32)}, {"nested": nested})
+    assert artifacts.read_weight_file(tmp_path / "w.safetensors").metadata["nested"] == nested
+
+
 class Original(nn.Module):
     """A network laid out as in the original DeepCluster's files, whose convolutions run under DataParallel."""
 

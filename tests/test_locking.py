@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import edit_params
 
 from deepcluster import locking, processes
-from deepcluster.errors import BusyError
+from deepcluster.commands.check import check
+from deepcluster.errors import BusyError, RunnerError
 from deepcluster.params import load_params
 from deepcluster.plan import schedule_text
 from stages.common import remove_leavings, stage
@@ -189,6 +191,29 @@ def test_a_stage_holds_its_lock_and_is_refused_beside_a_run(stage_of_dvc, holder
     first = holder("run")
     with pytest.raises(BusyError, match=rf"^train@1: process {first.pid} is a `deepcluster run`"), stage("train", 1):
         raise AssertionError("it worked")
+
+
+def test_a_check_is_refused_beside_a_run(project, holder):
+    first = holder("run")
+    with pytest.raises(BusyError, match=rf"^check: process {first.pid} is a `deepcluster run`"):
+        check(repair=True)
+
+
+def test_params_that_a_stage_does_not_read_may_change_while_it_runs(stage_of_dvc):
+    shutil.copyfile(CHECKOUT / "dvc.yaml", "dvc.yaml")
+    with stage("train", 1):
+        edit_params(Path("params.yaml"), {"cluster.k": 7, "report.map": "tsne"})
+    with (
+        pytest.raises(
+            RunnerError,
+            match=r"^params.yaml: changed while train@1 ran, in what that stage reads \(seed, train\); what",
+        ),
+        stage("train", 1),
+    ):
+        edit_params(Path("params.yaml"), {"train.batch_size": 7, "seed": 9})
+    for name, key in (("evaluate", "cluster.k"), ("report", "cluster")):  # one key of a section; the whole file
+        with pytest.raises(RunnerError, match=rf"changed while {name} ran, .* \({key}\);"), stage(name):
+            edit_params(Path("params.yaml"), {"cluster.k": len(name), "cluster.restarts": len(name)})
 
 
 def test_leavings_go_wherever_the_pipeline_publishes_and_nowhere_else(tmp_path, monkeypatch):

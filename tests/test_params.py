@@ -289,6 +289,13 @@ def test_deepcluster_v2_with_what_it_needs(load):
     assert load(text).train.v2.global_crops == 2
 
 
+@pytest.mark.parametrize("key", ["data.root", "model.weights"])
+def test_a_home_folder_that_nobody_has(load, key):
+    section, name = key.split(".")
+    with pytest.raises(ParamsError, match=rf"{key}: no home folder is known .*; got '~nosuchuser/x'$"):
+        load(f"{section}: {{{name}: ~nosuchuser/x}}")
+
+
 def test_several_contradictions_are_said_at_once(load):
     text = "train: {schedule: {name: cosine}, head: {reset: false}}"
     assert [line.partition(":")[0] for line in mistakes(load, text)] == ["train.head.reset", "train.schedule.epochs"]

@@ -418,6 +418,19 @@ class TestKeeping:
         assert STATE.read_bytes() == before
         assert digests(Path(), *OUTPUTS) == expected
 
+    def test_progress_that_cannot_be_locked_is_not_said_to_be_in_use(self, run, capsys, monkeypatch):
+        killed_in(4)
+
+        def refused(_: Path) -> None:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+        monkeypatch.setattr(resuming, "_locked", refused)
+        capsys.readouterr()
+        with in_step(0, kill):
+            train(1)
+        said = "train@1: starts over: data/progress/train-1 cannot be locked (Permission denied)\n"
+        assert said in capsys.readouterr().err
+
     def test_a_lock_that_is_freed_in_a_moment_is_waited_for(self, run, monkeypatch, capsys):
         killed_in(4)
         with (STATE.parent / "lock").open() as lock:

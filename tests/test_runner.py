@@ -16,6 +16,7 @@ import pytest
 from conftest import edit_params
 from ruamel.yaml import YAML
 
+import stages.extract
 from deepcluster import lockfile, runner
 from deepcluster.errors import RunnerError
 
@@ -210,6 +211,27 @@ def test_params_that_change_meanwhile_are_refused(fresh, here, monkeypatch):
     refusal = "error: params.yaml changed during the run; finished stages are kept: start it again"
     assert refusal in here(fresh, "run", status=2)
     assert set(locked(fresh)["stages"]) == {"prepare", "initialise", "extract@1"}
+
+
+def test_params_that_change_while_a_stage_runs_are_not_recorded_with_what_it_made(fresh, here, monkeypatch):
+    changed = fresh.root / "params.new"
+    shutil.copyfile(fresh.root / "params.yaml", changed)
+    edit_params(changed, {"extract.batch_size": 3})
+    original = stages.extract._write_computed
+
+    def write_computed(*arguments):
+        os.replace("params.new", "params.yaml")
+        original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages.extract, "_write_computed", write_computed)
+        refusal = (
+            "error: params.yaml: changed while extract@1 ran, in what that stage reads (extract); what it made does not"
+        )
+        assert refusal in here(fresh, "run", "extract@1", status=2)
+    assert set(locked(fresh)["stages"]) == {"prepare", "initialise"}
+    assert ran_in_process(here(fresh, "run", "extract@1")) == ["extract@1"]
+    assert locked(fresh)["stages"]["extract@1"]["params"]["params.yaml"]["extract"]["batch_size"] == 3
 
 
 def test_what_starts_beside_a_run_is_refused_before_it_changes_anything_and_the_run_goes_on(fresh):

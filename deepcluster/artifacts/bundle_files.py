@@ -94,7 +94,7 @@ def read_bundle_files(path: Path) -> BundleFiles:
             name: _tensors(path / file, digests[file]) if (file := f"{name}.safetensors") in digests else {}
             for name in TENSORS
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if of_the_machine(error):
             raise
         raise damaged_bundle(path, str(error) or type(error).__name__) from error

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deepcluster import processes
+from deepcluster.errors import StorageError
 
 _LEAVING = re.compile(r"\..+\.(\d+)(?:\.old)?\.partial")
 
@@ -30,7 +31,7 @@ def publishing(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def _beside(target: Path) -> Iterator[Path]:
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(target.parent)
     remove_leavings(target.parent, of=target.name)
     partial = target.parent / f".{target.name}.{os.getpid()}.partial"
     remove(partial)
@@ -83,6 +84,17 @@ def write_text(target: Path, text: str) -> None:
     """Publish a text file."""
     with publishing(target) as partial:
         partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _make_folder(folder: Path) -> None:
+    """The folder with those above it; StorageError where a file, or a link to what is not there, is in their place."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        above = (folder, *folder.parents)
+        found = next(place for place in above if os.path.lexists(place) and not place.is_dir())
+        kind = "a link to what is not there" if found.is_symlink() else "a file"
+        raise StorageError(f"{found}: must be a folder, is {kind}; mend or remove it, then start again") from error
 
 
 def _of_another(owner: int) -> bool:

@@ -81,7 +81,7 @@ class Remote:
         except (FileNotFoundError, MemoryError, UserError):
             raise
         except Exception as error:  # clients raise what they like: OSError, botocore's, aiohttp's, ...
-            raise RemoteError(f"{self.url}/{name}: {_reason(error)}") from error
+            raise RemoteError(f"{self.url}/{name}: {reason(error)}") from error
 
 
 def elsewhere(path: Path) -> Remote | None:
@@ -144,15 +144,16 @@ def ahead(function: Callable[[T], R], items: Iterable[T], *, workers: int = WORK
     for item in items:
         if len(pending) > workers - 1:
             found = pending.popleft().result()
-            pending.append(_started(function, item))
+            pending.append(started(function, item))
             yield found
         else:
-            pending.append(_started(function, item))
+            pending.append(started(function, item))
     while pending:
         yield pending.popleft().result()
 
 
-def _started(function: Callable[[T], R], item: T) -> "Future[R]":
+def started(function: Callable[[T], R], item: T) -> "Future[R]":
+    """function(item), to be made by a daemon thread."""
     future: Future[R] = Future()
 
     def work() -> None:
@@ -165,15 +166,15 @@ def _started(function: Callable[[T], R], item: T) -> "Future[R]":
     return future
 
 
-def _reason(error: Exception) -> str:
-    """What to do about a client's error, by its kind."""
+def reason(error: Exception, *, where: str = STORE) -> str:
+    """What to do about a client's error, by its kind. where: what else to check than the network."""
     kind, status = type(error).__name__, getattr(error, "status", None)
     if isinstance(error, TimeoutError) or "Timeout" in kind:
-        return f"no answer within {timeout():g} s; check the network and {STORE}, or allow more with {TIMEOUT}"
+        return f"no answer within {timeout():g} s; check the network and {where}, or allow more with {TIMEOUT}"
     if isinstance(error, PermissionError) or "Credentials" in kind or status in (401, 403):
         said = _one_line(error)
         return f"refused ({said}); check the credentials (of S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE)"
-    return f"cannot be reached ({_one_line(error)}); check the network and {STORE}"
+    return f"cannot be reached ({_one_line(error)}); check the network and {where}"
 
 
 def _one_line(error: Exception) -> str:

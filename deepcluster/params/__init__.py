@@ -3,6 +3,7 @@
 from deepcluster.params.data_defaults import flips, padding
 from deepcluster.params.file import PARAMS_FILE, as_yaml, load_params
 from deepcluster.params.fit import misfits
+from deepcluster.params.listed import listed_params
 from deepcluster.params.refine import at_epoch, final_k, refined
 from deepcluster.params.sections import (
     Arch,
@@ -31,6 +32,7 @@ __all__ = [
     "at_epoch",
     "final_k",
     "flips",
+    "listed_params",
     "load_params",
     "misfits",
     "padding",

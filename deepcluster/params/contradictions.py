@@ -1,6 +1,7 @@
-"""Mistakes between keys that are each valid."""
+"""Mistakes between keys that are each valid, and of the machine that they are for."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from deepcluster.params.data_defaults import GREY, flips
 from deepcluster.params.sections import Params
@@ -23,6 +24,9 @@ def contradictions(params: Params) -> Iterator[str]:
         yield "train.head.carry_optimizer: true needs cluster.method kmeans, as with pic the head's size changes"
     if params.refine.after is not None:
         yield from (f"refine.after: needs {need}" for need in _needs_of_refining(params))
+    for key, named in (("data.root", params.data.root), ("model.weights", params.model.weights)):
+        if named and not _has_home(named):
+            yield f"{key}: no home folder is known for the ~ that it begins with; got {named!r}"
     if params.data.test_split == params.data.split:
         yield f"data.test_split: must differ from data.split, which is trained on; got {params.data.split!r} for both"
     contrastive = params.train.contrastive
@@ -44,6 +48,15 @@ def contradictions(params: Params) -> Iterator[str]:
             "cluster.clusterings: more than 1 needs train.method deepcluster_v2, since deepcluster has one head; "
             f"got {cluster.clusterings}"
         )
+
+
+def _has_home(path: str) -> bool:
+    """Whether a ~ at the beginning of a path can be told what it stands for."""
+    try:
+        Path(path).expanduser()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _needs_of_v2(params: Params) -> Iterator[str]:
