@@ -176,6 +176,24 @@ def test_a_prune_that_was_killed_is_finished_by_the_next(dumps, monkeypatch):
     assert len(files(dumps)) == 4
 
 
+def test_killed_within_the_cache_it_still_knows_what_is_left(dumps, monkeypatch):
+    unlink, gone = Path.unlink, []
+
+    def killed(path, *arguments, **options):
+        unlink(path, *arguments, **options)
+        if dumps in path.parents:
+            gone.append(path)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prune()
+    assert len(gone) == 1
+    assert prune().dumps[0].epoch == 2
+    assert len(files(dumps)) == 4
+
+
 class TestWhatSomethingElseNeedsStays:
     def kept(self, dumps, who, stays=(2,)):
         plan = prune()
