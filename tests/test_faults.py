@@ -173,8 +173,9 @@ PROVENANCE = artifacts.Provenance(samples=3, ids=IDS, epoch=1, seed=7, params={}
 
 
 @pytest.mark.parametrize(("kind", "said"), [("link", "a link to what is not there"), ("file", "a file")])
-def test_what_lies_in_the_place_of_a_folder_is_named(tmp_path, kind, said):
-    data = tmp_path / "data"
+def test_what_lies_in_the_place_of_a_folder_is_named(tmp_path, monkeypatch, kind, said):
+    monkeypatch.chdir(tmp_path)
+    data = Path("data")
     data.symlink_to("not mounted") if kind == "link" else data.write_text("")
     for target in (data / "a.csv", data / "epochs/1/train.json"):
         with pytest.raises(StorageError) as refused:

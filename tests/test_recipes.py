@@ -261,9 +261,9 @@ class TestRunWithARecipe:
 
         found = []
 
-        def run(targets):
+        def run(targets, *, pull):
             found.append((load_params(), scheduled_epochs(), list(targets)))
-            return 0
+            return runner.Done(0, 0)
 
         monkeypatch.setattr(runner, "run", run)
         return found

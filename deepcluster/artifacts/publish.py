@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from deepcluster import processes
+from deepcluster import layout, processes
 from deepcluster.errors import StorageError
 
 _LEAVING = re.compile(r"\..+\.(\d+)(?:\.old)?\.partial")
@@ -87,12 +87,14 @@ def write_text(target: Path, text: str) -> None:
 
 
 def _make_folder(folder: Path) -> None:
-    """The folder with those above it; StorageError where a file, or a link to what is not there, is in their place."""
+    """The folder with those above it; StorageError where in `data` a file or a dead link is in their place."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         above = (folder, *folder.parents)
         found = next(place for place in above if os.path.lexists(place) and not place.is_dir())
+        if layout.DATA not in (found, *found.parents):  # a place that was named: who asked for it says which
+            raise
         kind = "a link to what is not there" if found.is_symlink() else "a file"
         raise StorageError(f"{found}: must be a folder, is {kind}; mend or remove it, then start again") from error
 
