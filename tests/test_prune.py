@@ -387,6 +387,7 @@ class TestAfterwards:
         assert project.repro("--allow-missing") == []
         assert (project.root / "dvc.lock").read_text() == lock
 
+    @pytest.mark.slow
     def test_a_plain_repro_makes_the_dump_again_and_nothing_after_it(self, pruned):
         project, before = pruned
         assert project.repro("cluster@1") == ["extract@1"]

@@ -71,6 +71,7 @@ def test_a_clone_without_dvc_lock_takes_another_s_runs_from_the_run_cache(clone,
     assert clone.digests("data/epochs", "data/history") == pushed.digests("data/epochs", "data/history")
 
 
+@pytest.mark.slow
 def test_what_the_remote_lacks_runs(clone, pushed, here, tmp_path):
     lacking = tmp_path / "lacking"
     shutil.copytree(pushed.root.parent / "a store", lacking)
@@ -83,6 +84,7 @@ def test_what_the_remote_lacks_runs(clone, pushed, here, tmp_path):
     assert output.endswith("1 stages ran, 8 restored from the cache\n")
 
 
+@pytest.mark.slow
 def test_pruned_dumps_are_neither_pulled_nor_missed(clone, here):
     here(clone, "run", "--pull")
     here(clone, "prune", "--no-first", "--yes")
