@@ -20,6 +20,7 @@ from benchmarks import (
     page,
     pic,
     pipeline,
+    processes,
     remote,
     results,
     resuming,
@@ -39,6 +40,7 @@ SECTIONS = {
     "report": page.measure,
     "remote": remote.measure,
     "resuming": resuming.measure,
+    "processes": processes.measure,
 }
 USUAL = ("stages", "pipeline", "growth", "engines", "augment", "objectives", "report")
 OUTPUT = Path("data/benchmarks")
