@@ -1,12 +1,14 @@
 """Servers on loopback for tests of what lies behind a URL: S3 by moto, HTTP, and some that refuse or never answer."""
 
+import logging
+import math
 import socket
 import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import HTTPServer, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 BUCKET = "a-bucket"
@@ -19,30 +21,23 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def s3_server() -> Iterator[str]:
-    """The address of an S3 server with an empty bucket."""
-    import logging
-
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    address = f"http://{host}:{port}"
-    urllib.request.urlopen(urllib.request.Request(f"{address}/{BUCKET}", method="PUT"), timeout=30).close()
+def _serving(server: HTTPServer) -> Iterator[str]:
+    """Its address, while a thread serves."""
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield address
+        yield f"http://127.0.0.1:{server.server_address[1]}"
     finally:
-        server.stop()
+        server.shutdown()
+        server.server_close()
 
 
 @contextmanager
-def s3_server_that_stops_taking(puts: int) -> Iterator[str]:
-    """As `s3_server`, but after that many objects it refuses every further one."""
+def s3_server(*, puts: float = math.inf) -> Iterator[str]:
+    """The address of an S3 server with an empty bucket; after so many objects it refuses every further one."""
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
     app = DomainDispatcherApplication(create_backend_app)
     left = [puts + 1]  # the bucket is the first
     turn = threading.Lock()
@@ -56,14 +51,9 @@ def s3_server_that_stops_taking(puts: int) -> Iterator[str]:
                 return [b"<Error><Code>AccessDenied</Code><Message>no more</Message></Error>"]
         return app(environ, start)
 
-    server = make_server("127.0.0.1", 0, taking, threaded=True)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.port}"
-    urllib.request.urlopen(urllib.request.Request(f"{address}/{BUCKET}", method="PUT"), timeout=30).close()
-    try:
+    with _serving(make_server("127.0.0.1", 0, taking, threaded=True)) as address:
+        urllib.request.urlopen(urllib.request.Request(f"{address}/{BUCKET}", method="PUT"), timeout=30).close()
         yield address
-    finally:
-        server.shutdown()
 
 
 @contextmanager
@@ -76,25 +66,15 @@ def refusing_server(status: int) -> Iterator[str]:
 
         do_HEAD = do_PUT = do_POST = do_GET
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with _serving(ThreadingHTTPServer(("127.0.0.1", 0), Refusing)) as address:
+        yield address
 
 
 @contextmanager
 def http_server(folder: Path) -> Iterator[str]:
     """The address of a server of a folder's files, which knows no ranges."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with _serving(ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))) as address:
+        yield address
 
 
 @contextmanager

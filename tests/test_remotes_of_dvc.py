@@ -14,7 +14,6 @@ from remotes import (
     closed_port,
     refusing_server,
     s3_server,
-    s3_server_that_stops_taking,
     silent_server,
 )
 from test_runner import ran_in_process
@@ -125,7 +124,7 @@ def test_a_push_that_breaks_off_publishes_no_folder_in_part_and_the_next_goes_on
     import fsspec
 
     shutil.copytree(pushed.root / ".dvc/cache", clone.root / ".dvc/cache")
-    with s3_server_that_stops_taking(40) as address:
+    with s3_server(puts=40) as address:
         project = to_s3(clone, address)
         broken = project.dvc("push", "--jobs", "2", status=None)
         assert broken.returncode == 1
