@@ -19,7 +19,7 @@ def looked_at_once() -> Iterator[None]:
     """Inside, DVC gets params.yaml and hashes of dependencies outside of data/ as they were at the first look.
 
     dvc.lock is parsed again once its file is another. Who changes the others meanwhile changes the next run: this one
-    has loaded its params and its code.
+    has loaded its params and its code, and `stages.common.stage` refuses what would be noted with others.
     """
     import dvc.dependency.param as params
     from dvc.dependency import Dependency

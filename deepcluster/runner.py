@@ -20,10 +20,11 @@ from deepcluster import artifacts, layout
 from deepcluster.errors import RunnerError, UserError
 from deepcluster.evaluation.epochs import epoch_row
 from deepcluster.faults import explained, unwritable
+from deepcluster.fingerprints import code_at_start
 from deepcluster.lockfile import check_lock, write_entries
 from deepcluster.memo import looked_at_once
 from deepcluster.mending import alone
-from deepcluster.params import PARAMS_FILE, code_at_start, load_params
+from deepcluster.params import PARAMS_FILE, load_params
 from deepcluster.plan import check_schedule
 from deepcluster.pruned import read_pruned
 from deepcluster.pulling import pull as pull_outputs

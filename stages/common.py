@@ -15,16 +15,9 @@ from deepcluster import completion, layout, locking, processes
 from deepcluster.determinism import deterministic_torch
 from deepcluster.errors import BusyError, RunnerError, UserError, in_ranges
 from deepcluster.faults import explained, explaining
-from deepcluster.fingerprints import check_code
-from deepcluster.params import (
-    PARAMS_FILE,
-    Params,
-    at_epoch,
-    changed_code,
-    code_at_start,
-    listed_params,
-    load_params,
-)
+from deepcluster.fingerprints import changed_code, check_code, code_at_start
+from deepcluster.params import PARAMS_FILE, Params, at_epoch, changed_params, load_params
+from deepcluster.params.file import read_text
 from deepcluster.plan import check_schedule, rate_ends_elsewhere, scheduled_epochs
 from deepcluster.settings import set_params
 from deepcluster.threads import settle
@@ -168,7 +161,7 @@ def stage(name: str, epoch: int | None = None) -> Iterator[Params]:
     """
     refuse_epoch(epoch)
     by_dvc = "DVC_STAGE" in os.environ
-    begun_with = listed_params(name) if by_dvc else {}
+    begun_with = read_text(PARAMS_FILE) if by_dvc else ""
     params = load_params()
     addressed = name if epoch is None else f"{name}@{epoch}"
     if by_dvc:
@@ -184,21 +177,18 @@ def stage(name: str, epoch: int | None = None) -> Iterator[Params]:
     ):
         yield at_epoch(params, epoch)
         if by_dvc:
-            _refuse_changed(addressed, begun_with, listed_params(name))
-            if changed := changed_code(name):
-                raise RunnerError(
-                    f"{', '.join(changed)}: changed since this process started, and {addressed} reads it; what it made "
-                    "does not count: start it again"
-                )
+            _refuse_changed(name, addressed, begun_with)
 
 
-def _refuse_changed(stage: str, before: dict[str, object], now: dict[str, object]) -> None:
-    """RunnerError where a value is another than it was: DVC would take what the stage made for made with that."""
-    if changed := [key for key in before | now if before.get(key) != now.get(key)]:
+def _refuse_changed(name: str, addressed: str, params_before: str) -> None:
+    """RunnerError where DVC would note other params or other code than those that made what the stage made."""
+    again = "what it made does not count: start it again"
+    if keys := changed_params(name, params_before):
         raise RunnerError(
-            f"{PARAMS_FILE}: changed while {stage} ran, in what that stage reads ({', '.join(changed)}); what it made "
-            "does not count: start it again"
+            f"{PARAMS_FILE}: changed while {addressed} ran, in what that stage reads ({', '.join(keys)}); {again}"
         )
+    if files := changed_code(name):
+        raise RunnerError(f"{', '.join(files)}: changed since this process started, and {addressed} reads it; {again}")
 
 
 def _refuse_beside_others(stage: str) -> None:

@@ -1,7 +1,6 @@
 """How extract and train go on where a killed process stopped."""
 
 import functools
-import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -78,14 +77,10 @@ def noting(blocks: "Generator[NDArray[np.float32]]", progress: "Progress") -> "I
 
 @functools.cache
 def _code() -> str:
-    """sha256 over all of our code, once a process; more than decides the stage's bytes, but certainly that."""
-    from deepcluster.shipped import CODE
+    """`digest_of_code`, once a process; more than decides the stage's bytes, but certainly that."""
+    from deepcluster.fingerprints import digest_of_code
 
-    digest = hashlib.sha256()
-    for file in sorted(file for package in ("deepcluster", "stages") for file in (CODE / package).rglob("*.py")):
-        content = file.read_bytes()
-        digest.update(f"{file.relative_to(CODE).as_posix()} {len(content)}\n".encode() + content)
-    return digest.hexdigest()
+    return digest_of_code()
 
 
 def _versions() -> dict[str, str]:

@@ -15,7 +15,8 @@ from conftest import edit_params
 from deepcluster import locking, processes
 from deepcluster.commands.check import check
 from deepcluster.errors import BusyError, RunnerError
-from deepcluster.params import code_at_start, load_params
+from deepcluster.fingerprints import code_at_start
+from deepcluster.params import load_params
 from deepcluster.plan import schedule_text
 from stages.common import remove_leavings, stage
 

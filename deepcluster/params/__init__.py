@@ -3,7 +3,7 @@
 from deepcluster.params.data_defaults import flips, padding
 from deepcluster.params.file import PARAMS_FILE, as_yaml, load_params
 from deepcluster.params.fit import misfits
-from deepcluster.params.listed import changed_code, code_at_start, listed_params
+from deepcluster.params.listed import changed_params, listed
 from deepcluster.params.refine import at_epoch, final_k, refined
 from deepcluster.params.sections import (
     Arch,
@@ -30,11 +30,10 @@ __all__ = [
     "Schedule",
     "as_yaml",
     "at_epoch",
-    "changed_code",
-    "code_at_start",
+    "changed_params",
     "final_k",
     "flips",
-    "listed_params",
+    "listed",
     "load_params",
     "misfits",
     "padding",

@@ -1,7 +1,6 @@
-"""The parts of params.yaml and of the code that DVC notes for a stage, as dvc.yaml lists them."""
+"""What dvc.yaml lists of a stage, and which of the params listed there have changed."""
 
-import hashlib
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -10,51 +9,41 @@ from ruamel.yaml import YAML
 from deepcluster.params.file import PARAMS_FILE, parse, read_text
 
 PIPELINE = Path("dvc.yaml")
-CODE = ("deepcluster/", "stages/")
 
 
-def listed_params(stage: str) -> dict[str, Any]:
-    """The values that params.yaml has now, by the keys that dvc.yaml lists for `stage` (train, of all epochs).
-
-    By section, where dvc.yaml lists the whole file, or is not there. None stands for what is missing.
-    ParamsError if params.yaml cannot be read.
-    """
-    content = parse(read_text(PARAMS_FILE), PARAMS_FILE)
-    return {key: _value(content, key) for key in _keys(stage) or map(str, content)}
-
-
-def changed_code(stage: str) -> list[str]:
-    """Files of the code that dvc.yaml lists for `stage` which are not as `code_at_start` saw them, in order."""
-    before, now = code_at_start(Path.cwd()), _code(Path.cwd())
-    listed = [dep for dep in _entry(stage).get("deps", []) if dep.startswith(CODE)]
-    ours = [name for name in before | now if any(name == dep or name.startswith(f"{dep}/") for dep in listed)]
-    return sorted(name for name in ours if before.get(name) != now.get(name))
-
-
-@cache
-def code_at_start(project: Path) -> dict[str, str]:
-    """sha256 of every file of a project's code, by its path, as it was when this process first asked."""
-    return _code(project)
-
-
-def _code(project: Path) -> dict[str, str]:
-    files = [path for folder in CODE for path in (project / folder).rglob("*.py")]
-    return {path.relative_to(project).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def _keys(stage: str) -> list[str]:
-    """As dvc.yaml lists them; none for the whole file."""
-    keys = _entry(stage).get("params", [])
-    return keys if all(isinstance(key, str) for key in keys) else []
-
-
-def _entry(stage: str) -> dict[str, Any]:
-    """What dvc.yaml says of a stage; nothing where there is no dvc.yaml."""
+def listed(stage: str) -> dict[str, Any]:
+    """What dvc.yaml says of a stage (train, of all epochs); nothing where there is no dvc.yaml."""
     if not PIPELINE.is_file():
         return {}
-    entry: dict[str, Any] = YAML(typ="safe").load(PIPELINE.read_text(encoding="utf-8"))["stages"][stage]
+    entry: dict[str, Any] = _stages(PIPELINE.read_text(encoding="utf-8"))[stage]
     found: dict[str, Any] = entry.get("do", entry)
     return found
+
+
+def changed_params(stage: str, before: str) -> list[str]:
+    """Keys that dvc.yaml lists for `stage` and that have other values in params.yaml than in its text `before`.
+
+    Sections, where dvc.yaml lists the whole file, or is not there. ParamsError if params.yaml cannot be read.
+    """
+    now = read_text(PARAMS_FILE)
+    if now == before:
+        return []
+    was, found = (_values(stage, parse(text, PARAMS_FILE)) for text in (before, now))
+    return [key for key in was | found if was.get(key) != found.get(key)]
+
+
+@lru_cache(maxsize=1)
+def _stages(text: str) -> dict[str, Any]:
+    stages: dict[str, Any] = YAML(typ="safe").load(text)["stages"]
+    return stages
+
+
+def _values(stage: str, content: dict[str, Any]) -> dict[str, Any]:
+    """By the keys that dvc.yaml lists for the stage; None stands for what is missing."""
+    keys = listed(stage).get("params", [])
+    if not keys or not all(isinstance(key, str) for key in keys):  # the whole file
+        keys = [str(key) for key in content]
+    return {key: _value(content, key) for key in keys}
 
 
 def _value(content: dict[str, Any], key: str) -> Any:
