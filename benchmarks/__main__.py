@@ -9,11 +9,13 @@ from pathlib import Path
 from deepcluster.threads import settle
 
 settle()  # as the stages do, before torch and faiss load
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+if "gpu" not in sys.argv[1:]:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 from benchmarks import (
     augment,
     engines,
+    gpu,
     growth,
     neighbour,
     objectives,
@@ -32,6 +34,7 @@ SECTIONS = {
     "pipeline": pipeline.measure,
     "growth": growth.measure,
     "engines": engines.measure,
+    "gpu": gpu.measure,
     "augment": augment.measure,
     "objectives": objectives.measure,
     "pic": pic.measure,

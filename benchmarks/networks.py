@@ -35,6 +35,7 @@ class Case:
     images: NDArray[np.uint8]
     batch_size: int
     precision: Precision
+    device: torch.device = CPU
     backbone: Any = field(init=False)
     heads: Any = field(init=False)
 
@@ -42,12 +43,13 @@ class Case:
         torch.manual_seed(0)
         _, channels, size, _ = self.images.shape
         self.backbone = build_backbone(self.arch, channels=channels, image_size=size, sobel=False, grayscale=False)
-        self.backbone.to(memory_format=torch.channels_last)
-        self.heads = build_heads(self.backbone.feature_dim, CLUSTERS)
+        self.backbone.to(self.device, memory_format=torch.channels_last)
+        self.heads = build_heads(self.backbone.feature_dim, CLUSTERS).to(self.device)
         self.optimizers = [build_optimizer(module.parameters(), SGD) for module in (self.backbone, self.heads)]
         self.labels = np.random.default_rng(0).integers(CLUSTERS, size=len(self.images)).astype(np.int32)
-        self.inputs = torch.randn(self.batch_size, channels, size, size).to(memory_format=torch.channels_last)
-        self.targets = torch.randint(CLUSTERS, (self.batch_size,))
+        inputs = torch.randn(self.batch_size, channels, size, size)
+        self.inputs = inputs.to(self.device, memory_format=torch.channels_last)
+        self.targets = torch.randint(CLUSTERS, (self.batch_size,)).to(self.device)
         self.batches = len(self.images) // self.batch_size
 
     @property
@@ -62,16 +64,17 @@ class Case:
             batch_size=self.batch_size,
             mean=mean,
             std=std,
-            device=CPU,
+            device=self.device,
             precision=self.precision,
         )
         return sum(len(block) for block in blocks)
 
     def bare_forward(self) -> int:
         self.backbone.eval()
-        with torch.inference_mode(), autocast(CPU, self.precision):
+        with torch.inference_mode(), autocast(self.device, self.precision):
             for _ in range(self.batches):
                 self.backbone(self.inputs)
+        self._finish()
         return self.batches * self.batch_size
 
     def train(self, objective: Objective = ON_PSEUDO_LABELS) -> int:
@@ -88,16 +91,18 @@ class Case:
             std=std,
             optimizers=self.optimizers,
             generator=torch.Generator().manual_seed(1),
-            device=CPU,
+            device=self.device,
             precision=self.precision,
             objective=objective,
         )
-        return sum(step.images for step in steps)
+        images = sum(step.images for step in steps)
+        self._finish()
+        return images
 
     def bare_steps(self) -> int:
         self.backbone.train()
         for _ in range(self.batches):
-            with autocast(CPU, self.precision):
+            with autocast(self.device, self.precision):
                 logits, _ = self.heads(self.backbone(self.inputs), self.backbone.head_activation)
             loss = F.cross_entropy(logits, self.targets)
             for optimizer in self.optimizers:
@@ -105,12 +110,18 @@ class Case:
             loss.backward()
             for optimizer in self.optimizers:
                 optimizer.step()
+        self._finish()
         return self.batches * self.batch_size
 
     def epoch(self) -> int:
         """Extraction, then training, over the same images."""
         self.extract()
         return self.train()
+
+    def _finish(self) -> None:
+        """Wait until the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def _statistics(self) -> tuple[list[float], list[float]]:
         channels = self.images.shape[1]
