@@ -9,12 +9,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from deepcluster.errors import NumericsError
 from deepcluster.models.build import Backbone, Precision, autocast, compiled
 from deepcluster.pixels import normalise, to_float
 from deepcluster.progress import counted
-from deepcluster.transfer import Arriving, to_device
+from deepcluster.transfer import Arriving, ahead, sent, staging
 
 ROWS_NAMED = 5
 
@@ -51,16 +52,23 @@ def extract_features(
     forward = compiled(backbone, compile)
     count = images.shape[0]
     before: tuple[int, int, Arriving] | None = None
-    for start in range(first // batch_size * batch_size, count, batch_size):
-        rows = np.array(images[start : min(start + batch_size, count)])  # a copy: torch wants it writable
-        batch = to_device(_padded(rows, min(batch_size, count)), device)
+
+    def collect(start: int) -> tuple[int, int, Tensor]:
+        rows_BCHW = images[start : min(start + batch_size, count)]
+        batch = staging((min(batch_size, count), *images.shape[1:]), torch.uint8, device)
+        filled = batch.numpy()
+        filled[: len(rows_BCHW)] = rows_BCHW
+        filled[len(rows_BCHW) :] = rows_BCHW[-1:]  # kernels, and so rounding, do not depend on N
+        return start, len(rows_BCHW), batch
+
+    for start, rows, batch in ahead(collect, range(first // batch_size * batch_size, count, batch_size)):
         # entered for each batch, so that the caller's code between two batches does not run in inference mode
         with torch.inference_mode(), autocast(device, precision):
-            inputs = normalise(to_float(batch), mean, std).contiguous(memory_format=torch.channels_last)
+            inputs = normalise(to_float(sent(batch, device)), mean, std).contiguous(memory_format=torch.channels_last)
             features_BD = Arriving(forward(inputs).float())
         if before is not None:
             yield _arrived(*before)[max(0, first - before[0]) :]
-        before = start, len(rows), features_BD
+        before = start, rows, features_BD
     if before is not None:
         yield _arrived(*before)[max(0, first - before[0]) :]
 
@@ -79,12 +87,6 @@ def all_features(
     blocks = extract_features(backbone, images, batch_size=batch_size, mean=mean, std=std, device=device)
     count = images.shape[0]
     return np.concatenate(list(counted(blocks, label, count, "images") if label else blocks))
-
-
-def _padded(rows: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """The last batch filled up by repeating its last image: kernels, and so rounding, do not depend on N."""
-    missing = size - len(rows)
-    return np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) if missing else rows
 
 
 def _arrived(start: int, rows: int, features_BD: Arriving) -> NDArray[np.float32]:

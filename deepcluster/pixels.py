@@ -1,6 +1,7 @@
 """uint8 images as a network takes them. Shapes: N images, C channels, H height, W width."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -13,6 +14,12 @@ def to_float(images_NCHW: Tensor) -> Tensor:
 
 def normalise(images_NCHW: Tensor, mean_C: Sequence[float], std_C: Sequence[float]) -> Tensor:
     """(images - mean) / std per channel; mean and std in units of [0, 1]."""
-    mean_C11 = torch.tensor(mean_C, dtype=images_NCHW.dtype, device=images_NCHW.device).view(-1, 1, 1)
-    std_C11 = torch.tensor(std_C, dtype=images_NCHW.dtype, device=images_NCHW.device).view(-1, 1, 1)
-    return images_NCHW.sub(mean_C11).div_(std_C11)
+    kind = images_NCHW.dtype, images_NCHW.device
+    return images_NCHW.sub(_per_channel(tuple(mean_C), *kind)).div_(_per_channel(tuple(std_C), *kind))
+
+
+@lru_cache(maxsize=16)
+def _per_channel(values_C: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Shape [C, 1, 1]. Kept, since sending a few numbers to a GPU for every batch takes as long as a small kernel."""
+    with torch.inference_mode(False):  # for training too, whoever asks first
+        return torch.tensor(values_C, dtype=dtype, device=device).view(-1, 1, 1)

@@ -5,7 +5,6 @@ Shapes: N images of the data set, B images of a batch, C channels, H height, W w
 
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, assert_never
@@ -22,7 +21,7 @@ from deepcluster.lars import LARS
 from deepcluster.models.build import Backbone, Precision, autocast, compiled
 from deepcluster.models.heads import Heads
 from deepcluster.pixels import normalise, to_float
-from deepcluster.transfer import to_device
+from deepcluster.transfer import Arriving, ahead, sent, staging
 
 ON_PSEUDO_LABELS = Objective()
 LEAST_IMAGES = 32
@@ -59,10 +58,11 @@ class StepResult:
 def build_optimizer(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
     """An optimizer over exactly these parameters. Give it a backbone's or a head's, never both.
 
-    On the CPU it is fused: one pass over the weights without temporaries, 25 times faster for AlexNet's 57 million.
+    It is fused where torch has that: on the CPU one pass over the weights without temporaries, 25 times faster for
+    AlexNet's 57 million.
     """
     weights = list(parameters)
-    fused = True if all(weight.device.type == "cpu" for weight in weights) else None
+    fused = True if all(weight.device.type in ("cpu", "cuda") for weight in weights) else None
     match settings.name:
         case "sgd":
             return torch.optim.SGD(
@@ -134,12 +134,15 @@ def train_epoch(
             features_BD = forward(inputs.contiguous(memory_format=torch.channels_last))
             logits_BK, projected_BP = heads(features_BD, backbone.head_activation)
         terms = objective.terms(logits_BK, projected_BP, labels_B)
-        measured = _measured(terms, logits_BK, labels_B.repeat(objective.views))
-        refuse_non_finite(measured[0], step)
+        arriving = Arriving(_measured(terms, logits_BK, labels_B.repeat(objective.views)))
+        backward(terms.total, optimizers)  # a GPU goes on with this while its numbers are read
+        loss, accuracy, labelled, contrasted = arriving.get().tolist()
+        refuse_non_finite(loss, step)
         set_rates(scheduled, rates, lr_factor(step, len(cut)))
         lr = optimizers[0].param_groups[0]["lr"]
-        update(terms.total, optimizers, clip_norm)
-        yield StepResult(step, len(labels_B), *measured, lr)
+        update(optimizers, clip_norm)
+        contrastive = None if terms.contrastive is None else contrasted
+        yield StepResult(step, len(labels_B), loss, accuracy, labelled, contrastive, lr)
 
 
 def averaged(
@@ -171,17 +174,13 @@ def uploaded(
     A thread collects the next batch's rows meanwhile: neither memory nor a mapped file keeps the device waiting.
     """
 
-    def collect(rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        return np.ascontiguousarray(images[rows]), labels_N[rows].astype(np.int64)
+    def collect(rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        batch = staging((len(rows), *images.shape[1:]), torch.uint8, device)
+        np.take(images, rows, axis=0, out=batch.numpy(), mode="clip")  # by default it would fill a buffer first
+        return batch, torch.from_numpy(labels_N[rows].astype(np.int64))
 
-    with ThreadPoolExecutor(1) as pool:
-        upcoming = pool.submit(collect, rows_of_batches[0]) if len(rows_of_batches) else None
-        for following in range(1, len(rows_of_batches) + 1):
-            assert upcoming is not None
-            images_BCHW, labels_B = upcoming.result()
-            if following < len(rows_of_batches):
-                upcoming = pool.submit(collect, rows_of_batches[following])
-            yield to_device(images_BCHW, device), to_device(labels_B, device)
+    for images_BCHW, labels_B in ahead(collect, rows_of_batches):
+        yield sent(images_BCHW, device), sent(labels_B, device)
 
 
 def batches(indices: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
@@ -236,13 +235,13 @@ def keep_frozen_still(backbone: nn.Module) -> None:
             module.eval()
 
 
-def _measured(terms: Terms, logits_BK: Tensor, labels_B: Tensor) -> tuple[float, float, float, float | None]:
-    """Loss, accuracy, pseudo-label and contrastive loss, brought from the device in one transfer."""
+def _measured(terms: Terms, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
+    """Loss, accuracy, pseudo-label and contrastive loss (0 without one) in one tensor, for one transfer."""
     accuracy = (logits_BK.detach().argmax(dim=1) == labels_B).double().mean()
     contrastive = terms.pseudo_label.new_zeros(()) if terms.contrastive is None else terms.contrastive
-    numbers = [terms.total, accuracy, terms.pseudo_label, contrastive]
-    loss, share, labelled, contrasted = torch.stack([number.detach().double() for number in numbers]).tolist()
-    return loss, share, labelled, None if terms.contrastive is None else contrasted
+    return torch.stack(
+        [number.detach().double() for number in (terms.total, accuracy, terms.pseudo_label, contrastive)]
+    )
 
 
 def rates_of(optimizers: Sequence[torch.optim.Optimizer]) -> list[list[float]]:
@@ -257,11 +256,15 @@ def set_rates(optimizers: Sequence[torch.optim.Optimizer], rates: Sequence[Seque
             group["lr"] = rate * factor
 
 
-def update(loss: Tensor, optimizers: Sequence[torch.optim.Optimizer], clip_norm: float | None) -> None:
-    """One step of every optimizer down the gradient of the loss."""
+def backward(loss: Tensor, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """The gradients of the loss alone, for the weights of every optimizer."""
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
+
+
+def update(optimizers: Sequence[torch.optim.Optimizer], clip_norm: float | None) -> None:
+    """One step of every optimizer down the gradients."""
     if clip_norm is not None:
         weights = [weight for optimizer in optimizers for group in optimizer.param_groups for weight in group["params"]]
         nn.utils.clip_grad_norm_(weights, clip_norm)

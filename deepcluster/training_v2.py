@@ -23,6 +23,7 @@ from deepcluster.pixels import normalise, to_float
 from deepcluster.prototypes import prototype_loss
 from deepcluster.training import (
     StepResult,
+    backward,
     batches,
     dropout_from,
     keep_frozen_still,
@@ -33,6 +34,7 @@ from deepcluster.training import (
     update,
     uploaded,
 )
+from deepcluster.transfer import Arriving
 
 BankRows = Literal["first", "mean"]
 
@@ -117,12 +119,14 @@ def train_epoch_v2(
         with dropout_from(generator, device), autocast(device, precision):
             projected_VBP = projector(backbone.head_activation(torch.cat([forward(each) for each in inputs])))
         loss, accuracy = prototype_loss(projected_VBP, prototypes_HKP, labels_BH, temperature=temperature)
-        measured, hit = torch.stack([loss.detach().double(), accuracy]).tolist()
+        numbers = Arriving(torch.stack([loss.detach().double(), accuracy]))
+        backward(loss, optimizers)
+        measured, hit = numbers.get().tolist()
         refuse_non_finite(measured, step)
         bank_NP[rows_B] = _bank_rows(projected_VBP.detach(), len(rows_B), crops, bank_rows).cpu().numpy()
         set_rates(optimizers, rates, lr_factor(step, len(cut)))
         lr = optimizers[0].param_groups[0]["lr"]
-        update(loss, optimizers, clip_norm)
+        update(optimizers, clip_norm)
         yield StepResult(step, len(rows_B), measured, hit, measured, None, lr)
 
 

@@ -1,15 +1,36 @@
 """To the device and back, without waiting for what need not be waited for."""
 
-import numpy as np
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
-def to_device(array: NDArray[np.generic], device: torch.device) -> Tensor:
-    """A tensor of a writable array on the device; to a GPU through pinned memory, without waiting for the copy."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+def staging(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Uninitialised host memory to fill for the device: pinned for a GPU, which then copies from it on its own."""
+    return torch.empty(*shape, dtype=dtype, pin_memory=device.type == "cuda")
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A host tensor on the device. A GPU is not waited for where the memory is pinned; it is used again after that."""
+    return tensor.to(device, non_blocking=True)
+
+
+def ahead(make: Callable[[Item], Made], items: Sequence[Item]) -> Iterator[Made]:
+    """make(item) of every item in turn; a thread makes the next one meanwhile."""
+    if not items:
+        return
+    with ThreadPoolExecutor(1) as pool:
+        upcoming = pool.submit(make, items[0])
+        for following in items[1:]:
+            made, upcoming = upcoming.result(), pool.submit(make, following)
+            yield made
+        yield upcoming.result()
 
 
 class Arriving:

@@ -191,9 +191,9 @@ def test_the_rate_of_the_head_follows_the_schedule_or_stays(trained, monkeypatch
     rates = []
     update = training.update
 
-    def observed(loss, optimizers, clip_norm):
+    def observed(optimizers, clip_norm):
         rates.append([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
-        update(loss, optimizers, clip_norm)
+        update(optimizers, clip_norm)
 
     monkeypatch.setattr(training, "update", observed)
     trained(1, train__schedule__warmup=1.0, train__schedule__name="constant", train__schedule__head=follows)
@@ -224,8 +224,8 @@ def test_averaged_weights_are_the_formula_and_pass_on_and_are_what_is_extracted(
     seen = []
     update = training.update
 
-    def observed(loss, optimizers, clip_norm):
-        update(loss, optimizers, clip_norm)
+    def observed(optimizers, clip_norm):
+        update(optimizers, clip_norm)
         weight = optimizers[0].param_groups[0]["params"][0]
         seen.append(weight.detach().double().numpy().copy())
 

@@ -111,7 +111,7 @@ def test_uploaded_batches_are_the_rows_asked_for_one_ahead_and_no_more():
             return np.asarray(super().__getitem__(rows))
 
     rows = [np.array([5, 5, 0]), np.array([95, 1]), np.array([2])]
-    for index, (images_BCHW, labels_B) in enumerate(uploaded(images.view(Watched), labels_N, rows, CPU)):
+    for index, (images_BCHW, labels_B) in enumerate(uploaded(images, labels_N.view(Watched), rows, CPU)):
         np.testing.assert_array_equal(images_BCHW.numpy(), images[rows[index]])
         assert labels_B.tolist() == labels_N[rows[index]].tolist()
         assert len(asked) <= index + 2
