@@ -181,8 +181,8 @@ class TestOnnx:
             describe("convnet", 28, grayscale=True),
             describe("alexnet", 20, channels=1, sobel=True),
             describe("resnet18", 32),
-            describe("resnet18", 65),
             # slow: seconds each for the same layers as above
+            pytest.param(describe("resnet18", 65), marks=pytest.mark.slow),
             pytest.param(describe("alexnet", 32, sobel=True), marks=pytest.mark.slow),
             pytest.param(describe("vgg16", 32, channels=1), marks=pytest.mark.slow),
             pytest.param(describe("vgg16", 96), marks=pytest.mark.slow),

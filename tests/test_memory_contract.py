@@ -57,7 +57,8 @@ def limited(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS")
-@pytest.mark.parametrize("times", [1.1, pytest.param(3, marks=pytest.mark.slow)])  # slow: three times the work
+@pytest.mark.slow  # gigabytes are written and read
+@pytest.mark.parametrize("times", [1.1, 3])
 def test_features_of_more_than_the_address_space(limited, times):
     edit_params(Path("params.yaml"), {"pca.components": 8, "cluster.k": 8, "cluster.iterations": 3})
     count = write_features(layout.features(1), shards=math.ceil(times * LIMIT / (SHARD_ROWS * FEATURES * 4)))

@@ -86,7 +86,11 @@ def test_fewer_channels_leave_out_weights_of_the_first_layer_alone(arch, channel
 @pytest.mark.parametrize(
     ("arch", "size"),
     [
-        pytest.param(arch, size, marks=slow_if(arch in ("resnet101", "resnet152") or size == 224))
+        pytest.param(
+            arch,
+            size,
+            marks=slow_if(arch in ("resnet101", "resnet152") or size == 224 or (arch, size) == ("vgg16", 96)),
+        )
         for arch, size in APPLICABLE
     ],
 )
@@ -196,7 +200,7 @@ def test_alexnet_pools_only_maps_larger_than_six(size):
 @pytest.mark.parametrize(
     ("arch", "name", "classifier"),
     [
-        ("vgg16", "vgg16_bn", ["classifier.6.weight", "classifier.6.bias"]),
+        pytest.param("vgg16", "vgg16_bn", ["classifier.6.weight", "classifier.6.bias"], marks=pytest.mark.slow),
         *(pytest.param(arch, arch, ["fc.weight", "fc.bias"], marks=slow_if(arch in RESNETS[3:])) for arch in RESNETS),
     ],
 )

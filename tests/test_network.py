@@ -58,6 +58,7 @@ def test_the_guard_notices_and_so_do_processes_below(guarded):
         assert guarded.asked[-1].startswith(("socket.getaddrinfo ", "socket.connect "))
 
 
+@pytest.mark.slow  # a run, and DVC's commands after it
 def test_a_whole_run_and_dvc_itself_need_none(unstarted, tmp_path, guarded):
     project = unstarted.clone(tmp_path / "a clone")
     project.run("deepcluster", "plan", "--epochs", "1", **guarded.environment)

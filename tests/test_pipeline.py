@@ -126,6 +126,7 @@ class TestGrowing:
         assert project.digests() == three
         assert clean(project)
 
+    @pytest.mark.slow
     def test_from_10_to_12_only_the_new_epochs_are_stale(self, unstarted, tmp_path):
         """Without computing anything: stand-ins for the artifacts of ten epochs, which DVC is told to accept."""
         project = unstarted.clone(tmp_path / "ten epochs")
@@ -262,6 +263,7 @@ class TestExperiments:
         assert self.shown(short)["cluster"]["k"] == 3
         assert short.digests() == before
 
+    @pytest.mark.slow
     def test_images_outside_of_git_are_found_from_a_temporary_copy(self, short):
         found = short.dvc("exp", "run", "--temp", "--set-param", "data.max_unreadable=0.5", "prepare")
         assert ran(found) == ["prepare"]
@@ -316,6 +318,7 @@ class TestResuming:
 class TestUncachedDumps:
     """The documented switch: `cache: false` at the extract stage."""
 
+    @pytest.mark.slow
     def test_dumps_stay_in_the_workspace_and_out_of_the_cache(self, unstarted, tmp_path, reproduce, here):
         project = unstarted.clone(tmp_path / "uncached")
         text = (project.root / "dvc.yaml").read_text()

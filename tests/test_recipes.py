@@ -340,7 +340,15 @@ def write_data(name: str, root: Path) -> None:
             raise AssertionError(f"{name}: no images for it here")
 
 
-@pytest.mark.parametrize("path", [path for path in RECIPES if path not in (PAPER, V2)], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        # slow: mnist differs from mnist-cpu in numbers alone, digits is what the other tests run
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in ("mnist", "digits") else [])
+        for path in RECIPES
+        if path not in (PAPER, V2)
+    ],
+)
 def test_every_recipe_runs_through_all_stages_scaled_down(outcome, folder, tmp_path, path):
     name = load_params(path).data.name
     write_data(name, tmp_path / "some data")

@@ -183,7 +183,7 @@ def run_with(project, stage, action, *targets):
 
 
 @pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_an_interrupted_run_is_carried_on_by_either_command(fresh, finished, here, how):
     process = run_with(fresh, "cluster", f"os.kill(os.getpid(), {int(how)})")
     assert process.returncode == (130 if how == signal.SIGINT else -how)

@@ -41,14 +41,14 @@ SETTINGS = {
     "data": ["grey", "colour", "unlabelled colour"],
 }
 ROWS = [dict(zip(SETTINGS, row, strict=True)) for row in AllPairs(list(SETTINGS.values()))]
-QUICK = [row for row in ROWS if row["arch"] in ("convnet", "feedforward")][:4]
+QUICK = [row for row in ROWS if row["arch"] in ("convnet", "feedforward")][:2]
 
 
 def test_every_pair_of_values_meets():
     for one, other in combinations(SETTINGS, 2):
         met = {(row[one], row[other]) for row in ROWS}
         assert met == {(a, b) for a in SETTINGS[one] for b in SETTINGS[other]}
-    assert len(QUICK) == 4
+    assert len(QUICK) == 2
 
 
 @pytest.mark.parametrize("row", QUICK, ids=name)
