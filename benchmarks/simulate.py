@@ -11,7 +11,6 @@ Shapes: P ranks, V values of a vector that is added up.
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from benchmarks import cost_cases, cost_model
 from benchmarks.cost_model import Machine, Work
 from benchmarks.results import table
+from deepcluster.distributed import blocks
 
 RANKS = 512
 
@@ -41,13 +41,6 @@ class Played:
     rows_P: NDArray[np.int64]
     seconds: dict[str, float]
     sent_P: dict[str, NDArray[np.float64]]
-
-
-def blocks(shards: int, ranks: int) -> list[range]:
-    """The shards of each rank: contiguous, every shard once, numbers that differ by one at most, the larger first."""
-    least, more = divmod(shards, ranks)
-    starts = [rank * least + min(rank, more) for rank in range(ranks + 1)]
-    return [range(start, stop) for start, stop in pairwise(starts)]
 
 
 def rows_of_ranks(images: int, shard_rows: int, ranks: int) -> NDArray[np.int64]:

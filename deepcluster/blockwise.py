@@ -15,6 +15,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from deepcluster.distributed import processes_here
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -59,8 +61,8 @@ def ahead(items: Iterable[T]) -> Iterator[T]:
 
 
 def workers() -> int:
-    """How many threads work on blocks at once."""
-    return min(_available_cores(), _MOST_WORKERS)
+    """How many threads work on blocks at once; processes of one stage share the machine's cores."""
+    return min(max(1, _available_cores() // processes_here()), _MOST_WORKERS)
 
 
 def _available_cores() -> int:

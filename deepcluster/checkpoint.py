@@ -60,6 +60,7 @@ class Checkpoint:
     Optimizer states are empty before training and where nothing was kept; so are `heads` (weights by name) and
     `average` (weights of the backbone, averaged over steps, by name).
     projector: of DeepCluster-v2, with its weights, which are not among `heads`; None of DeepCluster.
+    digest: sha256 over all that checkpoint.json says.
     """
 
     path: Path
@@ -70,6 +71,7 @@ class Checkpoint:
     head_optimizer: OptimizerState
     average: dict[str, artifacts.Array]
     projector: Projector | None = None
+    digest: str = ""
 
 
 def save_checkpoint(
@@ -135,6 +137,7 @@ def load_checkpoint(path: Path, *, made_by: str, ids: str | None, epoch: int, to
         OptimizerState(_named(files.heads, OPTIMIZER), files.description.get("head_optimizer")),
         files.average,
         projector,
+        str(files.description["digest"]),
     )
 
 

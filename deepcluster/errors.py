@@ -7,6 +7,8 @@ from difflib import get_close_matches
 class UserError(Exception):
     """Something the user can mend; the message says what, where and how. Shown without a traceback, exit code 2."""
 
+    exit_code = 2
+
 
 class ParamsError(UserError):
     """params.yaml is missing, empty, or has mistakes; the message lists every one of them."""
@@ -57,6 +59,16 @@ class RunnerError(UserError):
 
 class BusyError(UserError):
     """Another process works in this project, or the one that this work was for has ended."""
+
+
+class DistributedError(UserError):
+    """The processes of one stage were given different things, or a setting that several processes cannot do."""
+
+
+class LostProcessError(DistributedError):
+    """A process that works on the same stage has died, or does not answer; the others stop. Exit code 1."""
+
+    exit_code = 1
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -40,17 +40,19 @@ def extract_features(
     precision: Precision = "fp32",
     compile: bool = False,
     first: int = 0,
+    last: int | None = None,
 ) -> Generator[NDArray[np.float32]]:
-    """Yields float32 features [B, D], row i of all of them together being image `first` + i's.
+    """Yields float32 features [B, D], row i of all of them together being image `first` + i's; to the end, or `last`.
 
     Images travel to the device as uint8 and are normalised there by mean and std (units of [0, 1]). NumericsError names
     the rows whose features are NaN or infinite. A batch is yielded once the next one is under way, so what the caller
     does with it (writing it to disk) does not keep a GPU waiting. `compile`: see `models.build.compiled`. Every image
-    is in the same batch whatever `first` is, since its features' last bits depend on that.
+    is in the same batch whatever `first` and `last` are, since its features' last bits depend on that.
     """
     backbone.to(device).to(memory_format=torch.channels_last).eval()
     forward = compiled(backbone, compile)
     count = images.shape[0]
+    stop = count if last is None else last
     before: tuple[int, int, Arriving] | None = None
 
     def collect(start: int) -> tuple[int, int, Tensor]:
@@ -61,16 +63,16 @@ def extract_features(
         filled[len(rows_BCHW) :] = rows_BCHW[-1:]  # kernels, and so rounding, do not depend on N
         return start, len(rows_BCHW), batch
 
-    for start, rows, batch in ahead(collect, range(first // batch_size * batch_size, count, batch_size)):
+    for start, rows, batch in ahead(collect, range(first // batch_size * batch_size, stop, batch_size)):
         # entered for each batch, so that the caller's code between two batches does not run in inference mode
         with torch.inference_mode(), autocast(device, precision):
             inputs = normalise(to_float(sent(batch, device)), mean, std).contiguous(memory_format=torch.channels_last)
             features_BD = Arriving(forward(inputs).float())
         if before is not None:
-            yield _arrived(*before)[max(0, first - before[0]) :]
+            yield _arrived(*before)[max(0, first - before[0]) : stop - before[0]]
         before = start, rows, features_BD
     if before is not None:
-        yield _arrived(*before)[max(0, first - before[0]) :]
+        yield _arrived(*before)[max(0, first - before[0]) : stop - before[0]]
 
 
 def all_features(

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcluster import artifacts, layout
+from deepcluster.distributed import ALONE, Process, processes_here
 from deepcluster.errors import UserError
 from deepcluster.memory import available_memory
 
@@ -23,23 +24,30 @@ MEMORY_SHARE = 0.5
 BLOCK_BYTES, WORKERS = 16 << 20, 2  # read at once; threads that read ahead
 
 
-def open_rows(images: artifacts.Store) -> NDArray[np.uint8]:
+def open_rows(images: artifacts.Store, process: Process = ALONE) -> NDArray[np.uint8]:
     """The images of a store as uint8 [N, C, H, W] for reading: an array in memory, or one mapped from a file.
 
-    In memory when they take at most DEEPCLUSTER_MEMORY_SHARE (0 to 1, by default half) of the memory available now.
+    In memory when they take at most DEEPCLUSTER_MEMORY_SHARE (0 to 1, by default half) of the memory available now,
+    of which each of several processes on a machine takes its part; all processes do the same.
     Otherwise the store is decoded once into `data/.images-KEY.u8`, which later stages use again. KEY stands for the
     store's digest and its files' times, so after `prepare` has run the file is made anew and the old one removed.
     A file that is not as it was written is made anew too: its checksum is compared whenever it is opened.
     It is a cache: delete it at will.
     """
-    if _fit(images):
+    if all(process.gathered(_fit(images))):
         return images.read("images")
+    if process.first:
+        _flat_file(images)
+    process.wait()
     return np.asarray(np.memmap(_flat_file(images), np.uint8, mode="r", shape=images.shape("images")))
 
 
-def rows_in_order(images: artifacts.Store) -> "NDArray[np.uint8] | RowsInOrder":
-    """The images of a store for one pass in order: in memory where `open_rows` has them there, else read by chunk."""
-    return images.read("images") if _fit(images) else RowsInOrder(images)
+def rows_in_order(images: artifacts.Store, process: Process = ALONE) -> "NDArray[np.uint8] | RowsInOrder":
+    """The images of a store for one pass in order: in memory where `open_rows` has them there, else read by chunk.
+
+    One of several processes, which needs a part of them only, reads by chunk.
+    """
+    return images.read("images") if process.count == 1 and _fit(images) else RowsInOrder(images)
 
 
 class RowsInOrder:
@@ -83,7 +91,7 @@ class RowsInOrder:
 
 
 def _fit(images: artifacts.Store) -> bool:
-    return math.prod(images.shape("images")) <= memory_share() * available_memory()
+    return math.prod(images.shape("images")) <= memory_share() * available_memory() / processes_here()
 
 
 def memory_share() -> float:

@@ -76,11 +76,12 @@ class Progress:
     """A stage's progress in one folder, which one process at a time may use; a context that gives it back.
 
     label: the stage, for people. once: what is kept need not be kept again (the arrays lie elsewhere in the folder).
+    keeps: False for a process beside the one that keeps it; it finds nothing, and stops where that one does.
     """
 
-    def __init__(self, label: str, folder: Path, key: Key, *, once: bool = False) -> None:
+    def __init__(self, label: str, folder: Path, key: Key, *, once: bool = False, keeps: bool = True) -> None:
         self.label, self.folder = label, folder
-        self._key, self._once = key, once
+        self._key, self._once, self._keeps = key, once, keeps
         self._digests: dict[str, str] | None = None
         self._lock: int | None = None
         self._caught: int | None = None
@@ -103,13 +104,13 @@ class Progress:
 
         What another one left there in the meantime is removed.
         """
-        if self._lock is None and self._acquire():
+        if self._keeps and self._lock is None and self._acquire():
             self._empty()
         return self._lock is not None
 
     def found(self) -> dict[str, artifacts.Array] | None:
         """The arrays that an interrupted run of the same key kept; None if there are none, with a line why."""
-        if not self.folder.is_dir():
+        if not self._keeps or not self.folder.is_dir():
             return None
         if not self._acquire(PATIENCE):
             self._say(f"starts over: {self.folder} {self._held}")
@@ -129,6 +130,8 @@ class Progress:
         def note(number: int, _: FrameType | None) -> None:
             self._caught = number
             restore()
+            if not self._keeps:
+                return
             with contextlib.suppress(OSError):  # not print, which a signal may have interrupted itself
                 os.write(2, f"{self.label}: stops after this step; once more stops at once\n".encode())
 
@@ -149,7 +152,8 @@ class Progress:
     def boundary(self, arrays: Callable[[], Arrays]) -> None:
         """Between two steps: keep these arrays if it is time, or if the process is to stop, which it then does."""
         if self._caught is not None or time.monotonic() >= self._next:
-            self._keep(arrays)
+            if self._keeps:
+                self._keep(arrays)
             self._obey()
 
     def clear(self) -> None:

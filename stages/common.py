@@ -5,15 +5,15 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deepcluster import completion, layout, locking, processes
+from deepcluster import completion, distributed, launching, layout, locking, processes
 from deepcluster.determinism import deterministic_torch
-from deepcluster.errors import BusyError, RunnerError, UserError, in_ranges
+from deepcluster.errors import BusyError, DistributedError, RunnerError, UserError, in_ranges
 from deepcluster.faults import explained, explaining
 from deepcluster.fingerprints import changed_code, check_code, code_at_start
 from deepcluster.params import PARAMS_FILE, Params, at_epoch, changed_params, load_params
@@ -63,9 +63,11 @@ Overrides = Annotated[
 
 
 def main(command: Callable[..., None]) -> None:
-    """Run one stage as a program of its own; one that DVC starts does not outlive it."""
-    if "DVC_STAGE" in os.environ:
+    """Run one stage as a program of its own; one that DVC starts, or a launcher, does not outlive it."""
+    worker = distributed.started_by_a_launcher()
+    if worker or "DVC_STAGE" in os.environ:
         processes.end_with_parent()
+    if not worker and "DVC_STAGE" in os.environ:
         remove_leavings()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(overridable(command))
@@ -81,6 +83,8 @@ def overridable(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def with_option(overrides: list[str] | None = None, **arguments: object) -> None:
         refuse_epoch(arguments.get("epoch"))
+        if overrides and distributed.world_size() > 1:
+            raise UserError("-S: each of several processes would edit params.yaml; use `deepcluster set` before")
         override(overrides)
         command(**arguments)
 
@@ -114,9 +118,10 @@ def say_if_rate_ends_elsewhere(params: Params) -> None:
 
 
 def run_app(app: typer.Typer) -> None:
-    """Run a typer app; a UserError becomes one line on stderr and exit code 2, Ctrl-C exit code 130.
+    """Run a typer app; a UserError becomes one line on stderr and its exit code, mostly 2; Ctrl-C exit code 130.
 
-    So does what the machine refuses (`deepcluster.faults`): no space, no memory, no right to write.
+    So does what the machine refuses (`deepcluster.faults`): no space, no memory, no right to write. A process that
+    another stage's process has started leaves the line to that one.
     """
     settle()  # read when torch and faiss load, which is after this line
     try:
@@ -125,13 +130,15 @@ def run_app(app: typer.Typer) -> None:
         known = error if isinstance(error, UserError) else explained(error)
         if known is None:
             raise
-        for line in str(known).splitlines():
+        launching.note_failure(str(known), known.exit_code)
+        for line in () if launching.launched() else str(known).splitlines():
             print(f"error: {line}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(known.exit_code)
     except (KeyboardInterrupt, SystemExit) as stop:  # typer makes an exit code of Ctrl-C, without a word
         if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:
             raise
-        print("interrupted; what was published before stays, the same command carries on", file=sys.stderr)
+        if not launching.launched() and distributed.rank() == 0:
+            print("interrupted; what was published before stays, the same command carries on", file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 
@@ -148,22 +155,24 @@ def refuse_epoch(epoch: object) -> None:
 
 
 @contextmanager
-def stage(name: str, epoch: int | None = None) -> Iterator[Params]:
+def stage(name: str, epoch: int | None = None, process: distributed.Process = distributed.ALONE) -> Iterator[Params]:
     """The validated params for one stage's work, as they apply to its epoch; the work is timed.
 
     With `deterministic` torch takes deterministic algorithms alone.
 
     Refuses epochs that are not scheduled and, when DVC runs the stage, a schedule that does not fit `epochs`, or a
     package that is not the one in stages/code.yaml: so a stale file stops whichever stage comes first, before it has
-    done anything. One process at a time is in a stage: two would publish in turns. Params that the stage reads and that
-    change while it runs, and its code where that has changed since the process read it, are refused at its end: DVC
-    notes those that stand there then.
+    done anything. One process at a time is in a stage: two would publish in turns. Of several that work together (see
+    `together`) that is the first. Params that the stage reads and that change while it runs, and its code where that
+    has changed since the process read it, are refused at its end: DVC notes those that stand there then.
     """
     refuse_epoch(epoch)
-    by_dvc = "DVC_STAGE" in os.environ
+    by_dvc = process.first and "DVC_STAGE" in os.environ
     begun_with = read_text(PARAMS_FILE) if by_dvc else ""
     params = load_params()
     addressed = name if epoch is None else f"{name}@{epoch}"
+    if process.count == 1 < distributed.world_size():
+        raise DistributedError(f"{addressed}: is the work of one process; start it without torchrun")
     if by_dvc:
         code_at_start(Path.cwd())
         _refuse_beside_others(addressed)
@@ -171,8 +180,8 @@ def stage(name: str, epoch: int | None = None) -> Iterator[Params]:
         check_code()
     with (
         explaining(addressed, LESS_MEMORY.get(name)),
-        locking.only_writer(addressed),
-        recorded(name, epoch),
+        locking.only_writer(addressed) if process.first else nullcontext(),
+        recorded(name, epoch) if process.first else nullcontext(),
         deterministic_torch(params.deterministic and _uses_torch(name)),
     ):
         yield at_epoch(params, epoch)

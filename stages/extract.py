@@ -1,20 +1,24 @@
 """extract@e: features of every image."""
 
 import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-from stages.common import Epoch, device, main, open_images, stage
+from stages.common import Epoch, device, main, open_images
 from stages.resuming import noting, progress_of
+from stages.together import started, together, write_shards
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
 
-    from deepcluster.artifacts import Provenance, Store
+    from deepcluster.artifacts import Provenance, Store, StoreWriter
     from deepcluster.checkpoint import Checkpoint
+    from deepcluster.distributed import Process
     from deepcluster.params.sections import Extract
     from deepcluster.resuming import Progress
 
@@ -31,7 +35,9 @@ def extract(epoch: Epoch) -> None:
     from deepcluster.checkpoint import load_checkpoint
     from deepcluster.progress import counted
 
-    with stage("extract", epoch) as params:
+    if started("extract", epoch):
+        return
+    with together("extract", epoch) as (params, process):
         images, before = open_images(), epoch - 1
         made_by = layout.made_by_checkpoint(before)
         checkpoint = load_checkpoint(layout.checkpoint(before), made_by=made_by, ids=images.ids, epoch=before)
@@ -39,75 +45,94 @@ def extract(epoch: Epoch) -> None:
         provenance = artifacts.Provenance(images.samples, images.ids, epoch, params.seed, used)
         bank_NP = artifacts.read_bank(checkpoint.path)
         if bank_NP is None:
-            _write_computed(provenance, epoch, images, checkpoint, params.extract)
-        else:
+            _write_computed(provenance, epoch, images, checkpoint, params.extract, process)
+        elif process.first:
             with artifacts.write_store(layout.features(epoch), "features", provenance) as store:
                 rows = counted([bank_NP], f"extract@{epoch}", images.samples, "images")
                 store.rows("features", rows, total=images.samples, dimensions=AXES)
 
 
 def _write_computed(
-    provenance: "Provenance", epoch: int, images: "Store", checkpoint: "Checkpoint", settings: "Extract"
+    provenance: "Provenance",
+    epoch: int,
+    images: "Store",
+    checkpoint: "Checkpoint",
+    settings: "Extract",
+    process: "Process",
 ) -> None:
     """The features' store, going on after the rows that an interrupted run has written."""
-    from deepcluster import artifacts, layout
+    from functools import partial
+
+    from deepcluster.features import extract_features
+    from deepcluster.images import rows_in_order
+    from deepcluster.models.projector import ProjectedBackbone
     from deepcluster.progress import counted
 
-    target, label = layout.features(epoch), f"extract@{epoch}"
+    label = f"extract@{epoch}"
+    process.agree(label, {"images": images.attributes["digest"], "checkpoint": checkpoint.digest})
+    backbone = checkpoint.backbone
+    if checkpoint.projector:  # DeepCluster-v2's, before there is a bank
+        backbone = ProjectedBackbone(backbone, checkpoint.projector)
+    rows_NCHW = rows_in_order(images, process)
+
+    def compute(rows: slice) -> "Iterator[NDArray[np.float32]]":
+        blocks = extract_features(
+            backbone,
+            rows_NCHW,
+            batch_size=settings.batch_size,
+            mean=images.attributes["mean"],
+            std=images.attributes["std"],
+            device=device(),
+            precision=settings.precision,
+            compile=settings.compile,
+            first=rows.start,
+            last=rows.stop,
+        )
+        noted = noting(blocks, progress)
+        return counted(noted, process.label(label), rows.stop, "images", start=rows.start) if process.first else noted
+
     # checkpoint.json has the checksums of the other files, which were verified
     inputs = {"images": images.path, "checkpoint": checkpoint.path / "checkpoint.json"}
-    with progress_of("extract", epoch, settings.model_dump(mode="json"), inputs, once=True) as progress:
-        first, folder = _kept(progress, images.samples)
-        writing = (
-            artifacts.continue_store(folder, target, "features", provenance)
-            if folder
-            else artifacts.write_store(target, "features", provenance)
-        )
-        with writing as store, progress.catching():
-            blocks = noting(_computed(images, checkpoint, settings, first), progress)
-            rows = counted(blocks, label, images.samples, "images", start=first)
-            store.rows("features", rows, total=images.samples, dimensions=AXES, start=first)
+    settings_used = settings.model_dump(mode="json")
+    with progress_of("extract", epoch, settings_used, inputs, process, once=True) as progress:
+        left, folder = _kept(progress, images.samples)
+        shape = images.samples, backbone.feature_dim
+        with _writing(provenance, epoch, folder, process) as store, progress.catching():
+            waiting = partial(progress.boundary, dict)
+            write_shards(process, store, "features", shape, AXES, compute, left=left, meanwhile=waiting)
         progress.clear()
 
 
-def _kept(progress: "Progress", images: int) -> "tuple[int, Path | None]":
-    """How many rows are there already, and where to write; None if progress cannot be kept."""
+def _writing(
+    provenance: "Provenance", epoch: int, folder: "Path | None", process: "Process"
+) -> "AbstractContextManager[StoreWriter | None]":
+    """The store, where it is kept if there is such a folder; None for all processes but the first."""
+    from deepcluster import artifacts, layout
+
+    if not process.first:
+        return nullcontext()
+    target = layout.features(epoch)
+    if folder is None:
+        return artifacts.write_store(target, "features", provenance)
+    return artifacts.continue_store(folder, target, "features", provenance)
+
+
+def _kept(progress: "Progress", images: int) -> "tuple[list[slice] | None, Path | None]":
+    """Rows that are not there yet (None: all), and where to write; None if progress cannot be kept."""
     from deepcluster import artifacts
     from deepcluster.progress import reporting
 
     found = progress.found()
     if not progress.claim():
-        return 0, None
+        return None, None
     folder = progress.folder / "features.zarr"
     if found is None or not folder.is_dir():
-        return 0, folder
+        return None, folder
     with reporting(f"{progress.label}: check", "images") as report:
-        first = artifacts.keep_intact(folder, "features", report)
-    if first:
-        print(f"{progress.label}: continues at image {first:,} of {images:,}", file=sys.stderr)
-    return first, folder
-
-
-def _computed(
-    images: "Store", checkpoint: "Checkpoint", settings: "Extract", first: int
-) -> "Generator[NDArray[np.float32]]":
-    """Blocks of features from image `first` on, or of projections before there is a bank of them."""
-    from deepcluster.features import extract_features
-    from deepcluster.images import rows_in_order
-    from deepcluster.models.projector import ProjectedBackbone
-
-    backbone = checkpoint.backbone
-    return extract_features(
-        ProjectedBackbone(backbone, checkpoint.projector) if checkpoint.projector else backbone,
-        rows_in_order(images),
-        batch_size=settings.batch_size,
-        mean=images.attributes["mean"],
-        std=images.attributes["std"],
-        device=device(),
-        precision=settings.precision,
-        compile=settings.compile,
-        first=first,
-    )
+        left = artifacts.keep_intact(folder, "features", report)
+    if left is not None:
+        print(f"{progress.label}: continues at image {left[0].start:,} of {images:,}", file=sys.stderr)
+    return left, folder
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from deepcluster.distributed import ALONE, Process
 from stages.common import device
 
 if TYPE_CHECKING:
@@ -21,15 +22,24 @@ if TYPE_CHECKING:
 
 
 def progress_of(
-    stage: str, epoch: int, settings: Mapping[str, Any], inputs: "Mapping[str, Path]", *, once: bool = False
+    stage: str,
+    epoch: int,
+    settings: Mapping[str, Any],
+    inputs: "Mapping[str, Path]",
+    process: Process = ALONE,
+    *,
+    once: bool = False,
 ) -> "Progress":
-    """The stage's progress. `settings`: the params that its bytes depend on; `inputs`: the files and folders."""
+    """The stage's progress. `settings`: the params that its bytes depend on; `inputs`: the files and folders.
+
+    Of several processes the first keeps it, whatever their number.
+    """
     from deepcluster import layout
     from deepcluster.resuming import Key, Progress
 
-    decides = {"params": dict(settings), "code": _code(), "versions": _versions(), "machine": _machine()}
+    decides = {"params": dict(settings), "code": code(), "versions": _versions(), "machine": _machine()}
     key = Key(decides | {"epoch": epoch}, inputs)
-    return Progress(f"{stage}@{epoch}", layout.progress(stage, epoch), key, once=once)
+    return Progress(f"{stage}@{epoch}", layout.progress(stage, epoch), key, once=once, keeps=process.first)
 
 
 def take_steps(
@@ -76,7 +86,7 @@ def noting(blocks: "Generator[NDArray[np.float32]]", progress: "Progress") -> "I
 
 
 @functools.cache
-def _code() -> str:
+def code() -> str:
     """`digest_of_code`, once a process; more than decides the stage's bytes, but certainly that."""
     from deepcluster.fingerprints import digest_of_code
 
@@ -108,4 +118,5 @@ def _machine() -> list[object]:
     found = device()
     name = torch.cuda.get_device_name(found) if found.type == "cuda" else platform.machine()
     exact = torch.are_deterministic_algorithms_enabled()
-    return [str(found), name, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability(), exact]
+    threads = torch.get_num_threads() if found.type == "cpu" else 0
+    return [found.type, name, threads, torch.backends.cpu.get_cpu_capability(), exact]

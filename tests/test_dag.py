@@ -155,8 +155,8 @@ def test_every_artifact_has_one_writer_and_every_dependency_below_data_a_writer(
 
 
 EXECUTION = {  # decides how a stage runs or what it says, not its result; or stands in every artifact with a version
-    "artifacts", "errors", "faults", "images", "layout", "memory", "plan", "progress", "resuming", "settings",
-    "threads", "timings", "training_state", "transfer",
+    "artifacts", "distributed", "errors", "faults", "images", "launching", "layout", "memory", "plan", "progress",
+    "resuming", "settings", "threads", "timings", "together", "training_state", "transfer",
 }  # fmt: skip
 
 

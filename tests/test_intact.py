@@ -22,17 +22,19 @@ class Killed(Exception):
     pass
 
 
-def write(folder, target, *, first=0, until=None, block=5):
-    """The features from row `first` on; `until`: the row at which the process is killed."""
+def write(folder, target, *, left=None, until=None, block=5):
+    """The features, or what is left of them; `until`: the row at which the process is killed."""
 
-    def blocks():
-        for start in range(first, ROWS, block):
+    def blocks(rows):
+        for start in range(rows.start, rows.stop, block):
             if until is not None and start >= until:
                 raise Killed
-            yield VALUES[start : start + block]
+            yield VALUES[start : min(start + block, rows.stop)]
 
     with artifacts.continue_store(folder, target, "features", PROVENANCE) as store:
-        store.rows("features", blocks(), total=ROWS, dimensions=("sample", "feature"), start=first)
+        array = store.begin("features", VALUES.shape, VALUES.dtype, ("sample", "feature"))
+        for rows in [slice(0, ROWS)] if left is None else left:
+            artifacts.write_rows(array, blocks(rows), rows)
 
 
 @pytest.fixture(autouse=True)
@@ -59,13 +61,13 @@ def unfinished(tmp_path):
 
 
 def finish(folder, whole):
-    """Go on as a stage does; the first row that was not kept."""
-    first = keep_intact(folder, "features")
-    write(folder, folder.parent / "published", first=first)
+    """Go on as a stage does; the rows that were not kept."""
+    left = keep_intact(folder, "features")
+    write(folder, folder.parent / "published", left=left)
     assert content(folder.parent / "published") == whole
     assert not folder.exists()
     shutil.rmtree(folder.parent / "published")
-    return first
+    return [(0, ROWS)] if left is None else [(rows.start, rows.stop) for rows in left]
 
 
 @pytest.mark.parametrize("until", range(5, 40, 5))
@@ -73,16 +75,17 @@ def test_a_killed_store_is_continued_to_the_same_bytes(tmp_path, whole, until):
     with pytest.raises(Killed):
         write(tmp_path / "work", tmp_path / "published", until=until)
     assert not (tmp_path / "published").exists()
-    first = finish(tmp_path / "work", whole)
+    first, stop = finish(tmp_path / "work", whole)[0]
     assert first % 4 == 0
+    assert stop == min(first // 16 * 16 + 16, 39) or first == 0
     assert until - 20 <= first < max(until, 1)  # 12 rows are written at once, some wait, 4 are given up
 
 
 def test_a_whole_store_that_was_not_published_needs_its_last_chunk_only(unfinished, whole):
     told = []
     keep_intact(unfinished, "features", lambda *numbers: told.append(numbers))
-    assert told == [(min(4 * chunk, 39), 39) for chunk in range(1, 11)]
-    assert finish(unfinished, whole) == 32  # another chunk is given up each time
+    assert told == [(16, 39), (32, 39), (39, 39)]
+    assert finish(unfinished, whole) == [(32, 39)]  # another chunk is given up each time
 
 
 @pytest.mark.parametrize("shard", [0, 1, 2])
@@ -93,7 +96,8 @@ def test_files_cut_anywhere_are_continued_to_the_same_bytes(unfinished, whole, s
         shutil.copytree(unfinished, tmp_path / "cut")
         os.truncate(tmp_path / "cut" / path.relative_to(unfinished), size)
         chunks = min(size // 260, 4 if shard < 2 else 2)  # 4 rows of 64 bytes, and the checksum
-        assert finish(tmp_path / "cut", whole) == 4 * max(0, 4 * shard + chunks - 1), size
+        first = 16 * shard + 4 * max(0, chunks - 1)
+        assert finish(tmp_path / "cut", whole) == [(first, min(16 * shard + 16, 39))], size  # no other shard's
 
 
 def test_a_flipped_bit_anywhere_is_found_or_harmless(unfinished, whole, tmp_path):
@@ -129,7 +133,14 @@ def test_other_damage_is_found(unfinished, whole, damage):
             found["chunk_grid"]["configuration"]["chunk_shape"] = [0, 16]
             found["codecs"][0]["configuration"]["chunk_shape"] = [0, 16]
             metadata.write_text(json.dumps(found))
-    assert finish(unfinished, whole) == {"longer": 12, "strange": 36}.get(damage, 0)
+    expected = {"longer": (12, 16), "strange": (36, 39), "zeros": (0, 16), "missing": (0, 16)}
+    assert finish(unfinished, whole) == [expected.get(damage, (0, 39))]
+
+
+def test_holes_that_several_processes_left_are_filled(unfinished, whole):
+    os.truncate(unfinished / "features/c/0/0", 3 * 260)
+    (unfinished / "features/c/2/0").unlink()
+    assert finish(unfinished, whole) == [(8, 16), (32, 39)]
 
 
 def test_nothing_is_kept_of_an_array_that_zarr_writes(tmp_path):
@@ -137,7 +148,7 @@ def test_nothing_is_kept_of_an_array_that_zarr_writes(tmp_path):
     with artifacts.continue_store(tmp_path / "work", tmp_path / "out", "x", PROVENANCE) as store:
         store.array("features", labels, ("sample",))
     (tmp_path / "out").rename(tmp_path / "work")
-    assert keep_intact(tmp_path / "work", "features") == 0
+    assert keep_intact(tmp_path / "work", "features") is None
     assert not (tmp_path / "work").exists()
 
 

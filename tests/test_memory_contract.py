@@ -33,7 +33,7 @@ def write_features(path: Path, shards: int) -> int:
     rows_ND *= np.geomspace(3, 0.1, FEATURES, dtype=np.float32)
     count = shards * SHARD_ROWS
     with artifacts.write_store(path, "features", artifacts.Provenance(count, "many", epoch=1)) as store:
-        array = store._create("features", (count, FEATURES), np.float32, ("sample", "feature"))
+        array = store.begin("features", (count, FEATURES), np.float32, ("sample", "feature"))
         array.write(0, [rows_ND])
         first = array._file(0)
         for shard in range(1, shards):

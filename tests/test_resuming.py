@@ -273,7 +273,7 @@ class TestStartingOver:
         with monkeypatch.context() as patch:
             patch.setattr(stages_resuming, "_versions", dict)
             patch.setattr(stages_resuming, "_machine", dict)
-            patch.setattr(stages_resuming, "_code", lambda: "0")
+            patch.setattr(stages_resuming, "code", lambda: "0")
             killed_in(4)
         starts_over(capsys, expected, "what an interrupted run left was of other code, machine, versions")
         monkeypatch.setattr(torch, "get_num_threads", lambda: 3)

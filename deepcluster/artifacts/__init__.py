@@ -34,8 +34,8 @@ from deepcluster.artifacts.safetensors_files import (
     read_checkpoint,
     write_checkpoint,
 )
-from deepcluster.artifacts.shards import Array
-from deepcluster.artifacts.store import Store, StoreWriter, continue_store, write_store
+from deepcluster.artifacts.shards import Array, PlainRows, ZarrRows, plain_rows
+from deepcluster.artifacts.store import Store, StoreWriter, continue_store, write_rows, write_store
 from deepcluster.artifacts.uploading import Sent, plan_upload, send
 from deepcluster.artifacts.weight_files import WeightFile, read_weight_file, weights_sha256, write_weight_file
 
@@ -45,12 +45,14 @@ __all__ = [
     "BundleFiles",
     "CheckpointFiles",
     "Difference",
+    "PlainRows",
     "Provenance",
     "Remote",
     "Sent",
     "Store",
     "StoreWriter",
     "WeightFile",
+    "ZarrRows",
     "array_facts",
     "checkpoint_params",
     "continue_store",
@@ -64,6 +66,7 @@ __all__ = [
     "keep_intact",
     "missing",
     "open_store",
+    "plain_rows",
     "plan_upload",
     "publishing",
     "read_bank",
@@ -86,6 +89,7 @@ __all__ = [
     "write_flat",
     "write_json",
     "write_progress",
+    "write_rows",
     "write_store",
     "write_text",
     "write_weight_file",

@@ -73,12 +73,15 @@ class RemoteRows:
             rows[begin : begin + len(wanted)] = wanted
         return rows
 
-    def blocks(self, first: int, step: int) -> Iterator[Array]:
-        """All rows from `first` on, `step` at a time; each shard is fetched once, the next while one is used."""
+    def blocks(self, first: int, last: int, step: int) -> Iterator[Array]:
+        """Rows `first` to `last`, `step` at a time; each shard is fetched once, the next while one is used."""
         start = first // self.shard_rows
-        shards = ahead(self.shard, range(start, -(-self.shape[0] // self.shard_rows)))
-        skipped = first - start * self.shard_rows
-        for _, pieces in regroup((rows[skipped if not number else 0 :] for number, rows in enumerate(shards)), step):
+        numbers = range(start, -(-last // self.shard_rows))
+        wanted = (
+            rows[max(0, first - number * self.shard_rows) : last - number * self.shard_rows]
+            for number, rows in zip(numbers, ahead(self.shard, numbers), strict=True)
+        )
+        for _, pieces in regroup(wanted, step):
             yield joined(pieces)
 
     def shard(self, number: int) -> Array:
@@ -125,10 +128,14 @@ class RemoteStore(Store):
         found = self._rows(name)
         return found.read(*bounds(rows, found.shape[0]))
 
-    def blocks(self, name: str, row_count: int = 8192, *, first: int = 0, workers: int = 0) -> Iterator[Array]:
+    def blocks(
+        self, name: str, row_count: int = 8192, *, first: int = 0, last: int | None = None, workers: int = 0
+    ) -> Iterator[Array]:
         """As of a store on the disk; `workers` makes no difference."""
         found = self._rows(name)
-        return found.blocks(first - first % found.chunk_rows, max(1, row_count // found.chunk_rows) * found.chunk_rows)
+        stop = found.shape[0] if last is None else last
+        step = max(1, row_count // found.chunk_rows) * found.chunk_rows
+        return found.blocks(first - first % found.chunk_rows, stop, step) if first < stop else iter(())
 
     def version(self, array: str) -> object:
         return self.attributes["digest"], self.remote.url, self.stamp

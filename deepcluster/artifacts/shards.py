@@ -52,6 +52,10 @@ class ZarrRows:
     array: Any
 
     @property
+    def name(self) -> str:
+        return str(self.array.basename)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.array.shape)
 
@@ -63,6 +67,11 @@ class ZarrRows:
     def step(self) -> int:
         """How many rows to write at once: a shard, since zarr would read back a part of one."""
         return int(self.array.shards[0])
+
+    @property
+    def shards(self) -> list[slice]:
+        """The rows of each shard file, in order."""
+        return _cut(self.shape[0], self.step)
 
     def write(self, start: int, pieces: Sequence[Array]) -> None:
         rows = joined(pieces)
@@ -81,6 +90,10 @@ class PlainRows:
     dtype: np.dtype[Any]
     chunk_rows: int
     shard_chunks: int
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
 
     @property
     def step(self) -> int:
@@ -113,34 +126,60 @@ class PlainRows:
             check.result()
         return rows
 
-    def intact(self, progress: Callable[[int, int], None] | None = None) -> int:
-        """How many chunks, from the first on, lie there as they were written, every whole shard with its index.
+    @property
+    def shards(self) -> list[slice]:
+        """The rows of each shard file, in order."""
+        return _cut(self.shape[0], self.chunk_rows * self.shard_chunks)
 
-        Of a shard whose index differs all chunks count: whoever writes its last one again writes the index.
+    def intact(self, progress: Callable[[int, int], None] | None = None) -> list[int]:
+        """Of each shard how many chunks to keep: all of one that is as it was written, with its index and no more.
+
+        Of another the chunks up to the first whose checksum differs, less one: whoever writes the last chunk of a shard
+        writes its index. `progress` is told (rows checked, rows in total).
         """
-        done = 0
-        for shard in range(-(-self.shape[0] // (self.chunk_rows * self.shard_chunks))):
-            if not self._file(shard).is_file():
-                break
-            with _opened(self._file(shard), os.O_RDONLY) as file:
-                for offset in range(0, self._index_offset(shard), self._chunk_bytes):
-                    chunk = np.frombuffer(os.pread(file, self._chunk_bytes, offset), np.uint8)
-                    if len(chunk) < self._chunk_bytes or _crc32c([chunk[:-4]]) != chunk[-4:].tobytes():
-                        return done
-                    done += 1
-                    if progress is not None:
-                        progress(min(done * self.chunk_rows, self.shape[0]), self.shape[0])
-                expected = self._index(shard)
-                if os.pread(file, len(expected) + 1, self._index_offset(shard)) != expected:
-                    return done
-        return done
+        found = []
+        for shard, rows in enumerate(self.shards):
+            good, whole = self._intact(shard)
+            found.append(good if whole else max(0, good - 1))
+            if progress is not None:
+                progress(rows.stop, self.shape[0])
+        return found
 
-    def cut_after(self, chunks: int) -> set[Path]:
-        """Cut the file that goes on beyond so many chunks; the files that hold these."""
-        whole, rest = divmod(chunks, self.shard_chunks)
-        if rest:
-            os.truncate(self._file(whole), rest * self._chunk_bytes)
-        return {self._file(shard) for shard in range(whole + bool(rest))}
+    def _intact(self, shard: int) -> tuple[int, bool]:
+        """Chunks up to the first whose checksum differs, and whether all of the file is as it was written."""
+        if not self._file(shard).is_file():
+            return 0, False
+        good = 0
+        with _opened(self._file(shard), os.O_RDONLY) as file:
+            for offset in range(0, self._index_offset(shard), self._chunk_bytes):
+                chunk = np.frombuffer(os.pread(file, self._chunk_bytes, offset), np.uint8)
+                if len(chunk) < self._chunk_bytes or _crc32c([chunk[:-4]]) != chunk[-4:].tobytes():
+                    return good, False
+                good += 1
+            expected = self._index(shard)
+            return good, os.pread(file, len(expected) + 1, self._index_offset(shard)) == expected
+
+    def chunks_of(self, shard: int) -> int:
+        """How many chunks the shard has."""
+        return self._index_offset(shard) // self._chunk_bytes
+
+    def cut(self, shard: int, chunks: int) -> Path | None:
+        """Cut a shard's file after so many chunks; the file, or None, and no file, if there are none."""
+        if not chunks:
+            self._file(shard).unlink(missing_ok=True)
+            return None
+        if chunks < self.chunks_of(shard):
+            os.truncate(self._file(shard), chunks * self._chunk_bytes)
+        return self._file(shard)
+
+    def flush(self, rows: slice) -> None:
+        """Send the whole shards with these rows to the disk; ValueError if one is missing or of another length."""
+        for shard, own in enumerate(self.shards):
+            if rows.start <= own.start < rows.stop:
+                with _opened(self._file(shard), os.O_RDONLY) as file:
+                    if os.fstat(file).st_size != self._index_offset(shard) + len(self._index(shard)):
+                        raise ValueError(f"{self._file(shard)}: cut short or too long")
+                    os.fsync(file)
 
     def _runs(self, rows: Array, start: int, stop: int) -> Generator[tuple[Path, list[list[Bytes]]], None, None]:
         """Chunks, as the parts that they consist of, read into `rows` and not yet checked, some megabytes at a time."""
@@ -189,7 +228,7 @@ class PlainRows:
 
     def _index(self, shard: int) -> bytes:
         """(offset, length) of each chunk and the checksum of it all; chunks past the array's end are missing."""
-        present = self._index_offset(shard) // self._chunk_bytes
+        present = self.chunks_of(shard)
         index = np.full((self.shard_chunks, 2), MISSING, "<u8")
         index[:present, 0] = np.arange(present) * self._chunk_bytes
         index[:present, 1] = self._chunk_bytes
@@ -253,6 +292,10 @@ def regroup(blocks: Iterable[Array], row_count: int) -> Iterator[tuple[int, list
                 start, held, pending = start + held, 0, []
     if pending:
         yield start, pending
+
+
+def _cut(count: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 
 def joined(pieces: Sequence[Array]) -> Array:

@@ -44,37 +44,21 @@ class StoreWriter:
 
     def array(self, name: str, values: Array, dimensions: Sequence[str]) -> None:
         """Write a whole array; `dimensions` names its axes."""
-        target = self._create(name, values.shape, values.dtype, dimensions)
+        target = self.begin(name, values.shape, values.dtype, dimensions)
         for start in range(0, len(values), target.step):
             target.write(start, [values[start : start + target.step]])
 
-    def rows(
-        self, name: str, blocks: Iterable[Array], *, total: int, dimensions: Sequence[str], start: int = 0
-    ) -> None:
+    def rows(self, name: str, blocks: Iterable[Array], *, total: int, dimensions: Sequence[str]) -> None:
         """Write an array of `total` rows from blocks of any number of rows, which must not change once handed over.
 
         Some blocks (a shard of them, if zarr has to write it) are written by a thread while the next are computed.
-        `start`: the row that the blocks begin with, those before it being there already (see `keep_intact`).
         """
         blocks = iter(blocks)
         first = next(blocks, None)
         if first is None:
             raise ValueError(f"{name}: no rows to write")
-        target = self._create(name, (total, *first.shape[1:]), first.dtype, dimensions)
-        written = start
-        with ThreadPoolExecutor(1) as pool:
-            writing: Future[None] | None = None
-            for row, pieces in regroup(chain([first], blocks), target.step):
-                written = start + row + sum(map(len, pieces))
-                if writing is not None:
-                    writing.result()
-                if written > total:
-                    break
-                writing = pool.submit(target.write, start + row, pieces)
-            if writing is not None:
-                writing.result()
-        if written != total:
-            raise ValueError(f"{name}: expected {total} rows in all, got {written if written < total else 'more'}")
+        target = self.begin(name, (total, *first.shape[1:]), first.dtype, dimensions)
+        write_rows(target, chain([first], blocks), slice(0, total))
 
     def strings(self, name: str, values: Sequence[str], dimensions: Sequence[str]) -> None:
         """Write text as UTF-8 bytes, uint8 [len(values), longest + 1], zero-padded: every zarr reader knows uint8."""
@@ -83,8 +67,8 @@ class StoreWriter:
         padded = np.frombuffer(b"".join(value.ljust(width, b"\0") for value in encoded), dtype=np.uint8)
         self.array(name, padded.reshape(len(values), width), (*dimensions, "utf8_byte"))
 
-    def _create(self, name: str, shape: Sequence[int], dtype: Any, dimensions: Sequence[str]) -> PlainRows | ZarrRows:
-        """An empty sharded array with whole rows in each chunk."""
+    def begin(self, name: str, shape: Sequence[int], dtype: Any, dimensions: Sequence[str]) -> PlainRows | ZarrRows:
+        """An empty sharded array with whole rows in each chunk, for `write_rows`. What lies there of it stays."""
         from zarr.codecs import Crc32cCodec, ZstdCodec
 
         dtype = np.dtype(dtype)
@@ -103,6 +87,29 @@ class StoreWriter:
             config={"write_empty_chunks": True},  # so that a missing chunk is damage, not zeros
         )
         return plain_rows(self._folder / name) or ZarrRows(array)
+
+
+def write_rows(target: PlainRows | ZarrRows, blocks: Iterable[Array], rows: slice) -> None:
+    """Write these rows of an array (see `StoreWriter.begin`), as `StoreWriter.rows` does; they begin with a chunk.
+
+    Several processes may write rows of one array at once, if no two write to a shard. ValueError for blocks of more or
+    fewer rows.
+    """
+    written, total = rows.start, rows.stop - rows.start
+    with ThreadPoolExecutor(1) as pool:
+        writing: Future[None] | None = None
+        for row, pieces in regroup(blocks, target.step):
+            written = rows.start + row + sum(map(len, pieces))
+            if writing is not None:
+                writing.result()
+            if written > rows.stop:
+                break
+            writing = pool.submit(target.write, rows.start + row, pieces)
+        if writing is not None:
+            writing.result()
+    if written != rows.stop:
+        got = written - rows.start if written < rows.stop else "more"
+        raise ValueError(f"{target.name}: expected {total} rows in all, got {got}")
 
 
 @contextmanager
@@ -169,20 +176,27 @@ class Store:
                 self._refuse_replaced()
         return rows_read
 
-    def blocks(self, name: str, row_count: int = 8192, *, first: int = 0, workers: int = 0) -> Iterator[Array]:
+    def blocks(
+        self, name: str, row_count: int = 8192, *, first: int = 0, last: int | None = None, workers: int = 0
+    ) -> Iterator[Array]:
         """The array's rows in blocks of about `row_count`: whole chunks, so that none is read twice.
 
-        first: the row to begin with, rounded down to a whole chunk. workers: threads that read the blocks to come
-        while the caller uses one; a store behind a URL has some in any case.
+        first: the row to begin with, rounded down to a whole chunk. last: the row to end before; None: all. workers:
+        threads that read the blocks to come while the caller uses one; a store behind a URL has some in any case.
         """
         found = self._rows(name)
+        stop = found.shape[0] if last is None else last
         step = max(1, row_count // found.chunk_rows) * found.chunk_rows
-        starts = range(first - first % found.chunk_rows, found.shape[0], step)
+        starts = range(first - first % found.chunk_rows, stop if first < stop else 0, step)
 
         def block(start: int) -> Array:
-            return self.read(name, slice(start, start + step))
+            return self.read(name, slice(start, min(start + step, stop)))
 
         return ahead(block, starts, workers=workers) if workers else map(block, starts)
+
+    def chunk_rows(self, name: str) -> int:
+        """How many rows a chunk of the array has."""
+        return self._rows(name).chunk_rows
 
     def block_start(self, name: str, row: int) -> int:
         """The first row of the chunk that a row lies in."""
