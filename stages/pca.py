@@ -1,6 +1,18 @@
 """pca@e: features reduced, whitened and normalised."""
 
-from stages.common import Epoch, main, stage, torch_gpu
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+from stages.common import Epoch, main, torch_gpu
+from stages.together import started, together, write_shards
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from deepcluster.params import Params
 
 
 def pca(epoch: Epoch) -> None:
@@ -13,30 +25,44 @@ def pca(epoch: Epoch) -> None:
     from deepcluster.reduction.pca import fit, reduce
     from deepcluster.seeding import derive_seed
 
-    with stage("pca", epoch) as params:
+    if started("pca", epoch, _alone):
+        return
+    with together("pca", epoch, _alone) as (params, process):
         settings, found = params.pca, None
         features = artifacts.open_store(layout.features(epoch), "features", made_by=f"extract@{epoch}", epoch=epoch)
+        process.agree(f"pca@{epoch}", {"features": features.attributes["digest"]})
         count, width = features.shape("features")
+        own = process.rows(count, features.chunk_rows("features"))
         if settings.enabled:
             found = fit(
-                lambda rows: features.blocks("features", rows),
+                lambda rows: features.blocks("features", rows, first=own.start, last=own.stop),
                 (count, width),
                 backend=settings.backend,
                 components=settings.components,
                 seed=derive_seed(params.seed, "pca", epoch),
                 device=torch_gpu(),
+                process=process,
+                first_row=own.start,
             )
-        reduced = reduce(
-            lambda rows: features.blocks("features", rows),
-            width,
-            found,
-            whiten=settings.whiten,
-            normalize=settings.normalize,
-        )
+
+        def reduced(rows: slice) -> "Iterator[NDArray[np.float32]]":
+            start = features.block_start("features", rows.start)
+            blocks = reduce(
+                lambda number: features.blocks("features", number, first=start, last=rows.stop),
+                width,
+                found,
+                whiten=settings.whiten,
+                normalize=settings.normalize,
+                first_row=start,
+            )
+            return _without(blocks, rows.start - start)
+
         provenance = artifacts.Provenance(features.samples, features.ids, epoch, params.seed, settings.model_dump())
-        with artifacts.write_store(layout.pca(epoch), "pca", provenance) as store:
-            store.rows("reduced", reduced, total=count, dimensions=("sample", "component"))
-            if found is None:
+        shape = count, settings.components if settings.enabled else width
+        writing = artifacts.write_store(layout.pca(epoch), "pca", provenance) if process.first else nullcontext()
+        with writing as store:
+            write_shards(process, store, "reduced", shape, ("sample", "component"), reduced)
+            if found is None or store is None:
                 return
             store.array("components", found.components_dD, ("component", "feature"))
             store.array("mean", found.mean_D, ("feature",))
@@ -44,6 +70,18 @@ def pca(epoch: Epoch) -> None:
             store.array("explained_variance_ratio", found.explained_variance_ratio_d, ("component",))
         kept = found.explained_variance_ratio_d.sum()
         print(f"pca@{epoch}: {settings.components} components keep {kept:.1%} of the variance")
+
+
+def _alone(params: "Params") -> str | None:
+    settings = params.pca
+    return f"pca.backend {settings.backend}" if settings.enabled and settings.backend != "streaming" else None
+
+
+def _without(blocks: "Iterator[NDArray[np.float32]]", skipped: int) -> "Iterator[NDArray[np.float32]]":
+    """The blocks without the first rows of the first one."""
+    for block in blocks:
+        yield block[skipped:]
+        skipped = 0
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcluster.blockwise import ahead, in_order, one_thread_a_product
+from deepcluster.distributed import ALONE, Process
 from deepcluster.errors import NumericsError
 
 WIDE = 1024
@@ -36,20 +37,20 @@ class _Sums(NamedTuple):
     products_DD: NDArray[np.float64]
 
 
-def moments(blocks: Iterable[NDArray[np.floating]], *, device: str | None = None) -> Moments:
-    """Count, mean and covariance (divisor N - 1) of the rows of all blocks.
+def moments(blocks: Iterable[NDArray[np.floating]], *, device: str | None = None, process: Process = ALONE) -> Moments:
+    """Count, mean and covariance (divisor N - 1) of the rows of all blocks; of several processes, of all their blocks.
 
-    The same bytes on any number of cores. `device`: a torch device that multiplies wide rows instead; None for numpy.
-    NumericsError: fewer than two rows.
+    The same bytes on any number of cores; of processes another number rounds otherwise. `device`: a torch device that
+    multiplies wide rows instead; None for numpy. NumericsError: fewer than two rows.
     """
     with one_thread_a_product():  # also what `blocks` computes
         blocks = iter(blocks)
         first_BD = next(blocks, None)
-        if first_BD is None:
+        if first_BD is None and process.first:
             raise NumericsError("pca: needs at least 2 images; got 0")
-        shift_D = first_BD.mean(axis=0, dtype=np.float64).astype(np.float32)
-        everything = chain([first_BD], blocks)
-        wide = len(shift_D) >= WIDE and first_BD.dtype == np.float32
+        shift_D = process.shared(None if first_BD is None else _mean(first_BD))
+        everything = blocks if first_BD is None else chain([first_BD], blocks)
+        wide = len(shift_D) >= WIDE and (first_BD is None or first_BD.dtype == np.float32)
         del first_BD
         if not wide:
             sums = _by_blocks(everything, shift_D)
@@ -57,9 +58,14 @@ def moments(blocks: Iterable[NDArray[np.floating]], *, device: str | None = None
             sums = _by_panels(everything, shift_D)
         else:
             sums = _on_device(everything, shift_D, device)
+        sums = _Sums(int(process.total(np.array(sums.rows))), *map(process.total, sums[1:]))
         if sums.rows < 2:
             raise NumericsError(f"pca: needs at least 2 images; got {sums.rows}")
         return _centred(sums, shift_D)
+
+
+def _mean(rows_BD: NDArray[np.floating]) -> NDArray[np.float32]:
+    return np.asarray(rows_BD.mean(axis=0, dtype=np.float64), np.float32)
 
 
 def _by_blocks(blocks: Iterable[NDArray[np.floating]], shift_D: NDArray[np.float32]) -> _Sums:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcluster.blockwise import in_order, l2_normalize, one_thread_a_product
+from deepcluster.distributed import ALONE, Process, processes_here
 from deepcluster.errors import NumericsError
 from deepcluster.memory import refuse_too_large
 from deepcluster.metrics import refuse_non_finite
@@ -72,7 +73,15 @@ class Reduction(Components):
 
 
 def fit(
-    blocks: Blocks, shape: tuple[int, ...], *, backend: Backend, components: int, seed: int, device: str | None = None
+    blocks: Blocks,
+    shape: tuple[int, ...],
+    *,
+    backend: Backend,
+    components: int,
+    seed: int,
+    device: str | None = None,
+    process: Process = ALONE,
+    first_row: int = 0,
 ) -> Components:
     """Centred PCA of the rows [N, D] (`shape`) that `blocks` gives.
 
@@ -80,7 +89,8 @@ def fit(
     variance 0 and a component of zeros.
     All backends give the same bytes on any number of cores: "streaming" uses all of them, the libraries one.
     `device`: a torch device that the streaming backend multiplies on if D >= 1,024; its last digits may differ.
-    `seed` goes to scikit-learn, whose exact solvers do not draw from it.
+    `seed` goes to scikit-learn, whose exact solvers do not draw from it. Of several processes, for "streaming" alone,
+    `blocks` gives the own rows, from row `first_row` on.
     NumericsError: rows that are not finite, fewer than two rows, `components` over min(N, D).
     ResourceError: more than the available memory is needed; raised before the first block is asked for.
     """
@@ -90,8 +100,10 @@ def fit(
     needed = memory_needed(backend, count, features)
     what = f"pca.backend {backend}: {count:,} x {features:,} features"
     if backend == "streaming":
-        refuse_too_large(needed, what, "reduce the features' number, or take a machine with more")
-        found = fit_streaming(lambda: blocks(rows), components=components, device=device)
+        refuse_too_large(needed * processes_here(), what, "reduce the features' number, or take a machine with more")
+        found = fit_streaming(
+            lambda: blocks(rows), components=components, device=device, process=process, first_row=first_row
+        )
     else:
         streaming = memory_needed("streaming", count, features)
         refuse_too_large(needed, what, f"pca.backend streaming needs {streaming / 1e9:.2f} GB whatever their number")
@@ -102,18 +114,23 @@ def fit(
 
 
 def reduce(
-    blocks: Blocks, features: int, found: Components | None, *, whiten: bool, normalize: bool
+    blocks: Blocks,
+    features: int,
+    found: Components | None,
+    *,
+    whiten: bool,
+    normalize: bool,
+    first_row: int = 0,
 ) -> Iterator[NDArray[np.float32]]:
     """Blocks [B, D] reduced as `found` says: whitened to variance 1 and L2-normalised, in that order, if asked.
 
     Without components the rows stay as they are, L2-normalised if asked. Float32 [B, d], on all cores; the same bytes
-    on any number of them, and with any size of block to rounding.
+    on any number of them, and with any size of block to rounding. `first_row`: of the first block, for messages.
     NumericsError: rows that are not finite, before or after.
     """
     with one_thread_a_product():
-        yield from in_order(
-            lambda block: _reduced(*block, found, whiten, normalize), _numbered(blocks(_rows(features, _REDUCE_BYTES)))
-        )
+        numbered = _numbered(blocks(_rows(features, _REDUCE_BYTES)), first_row)
+        yield from in_order(lambda block: _reduced(*block, found, whiten, normalize), numbered)
 
 
 def fit_transform(
@@ -257,9 +274,8 @@ def _rows(features: int, block_bytes: int) -> int:
     return max(1, min(_BLOCK_ROWS, block_bytes // (4 * features)))
 
 
-def _numbered(blocks: Iterator[NDArray[np.floating]]) -> Iterator[tuple[int, NDArray[np.floating]]]:
-    """(number of its first row, block) of every block."""
-    row = 0
+def _numbered(blocks: Iterator[NDArray[np.floating]], row: int) -> Iterator[tuple[int, NDArray[np.floating]]]:
+    """(number of its first row, block) of every block, the first of which begins with `row`."""
     for block_BD in blocks:
         yield row, block_BD
         row += len(block_BD)

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepcluster.blockwise import l2_normalize, one_thread_a_product
+from deepcluster.distributed import ALONE, Process
 from deepcluster.errors import NumericsError
 from deepcluster.metrics import refuse_beyond_float32, refuse_non_finite
-from deepcluster.reduction.moments import moments
+from deepcluster.reduction.moments import Moments, moments
 
 # A direction whose standard deviation is below a millionth of the features' root mean square norm is taken to have no
 # variance: rounding of float32 features alone reaches about a tenth of that, and whitening would blow it up to 1.
@@ -30,14 +31,34 @@ class PcaFit(NamedTuple):
 
 
 def fit_streaming(
-    blocks: Callable[[], Iterator[NDArray[np.floating]]], *, components: int, device: str | None = None
+    blocks: Callable[[], Iterator[NDArray[np.floating]]],
+    *,
+    components: int,
+    device: str | None = None,
+    process: Process = ALONE,
+    first_row: int = 0,
 ) -> PcaFit:
     """Components (descending variance), mean, explained variance and total variance of the rows of `blocks()`.
 
-    `blocks` is called once. Directions without variance get variance 0 and a component of zeros.
+    `blocks` is called once. Directions without variance get variance 0 and a component of zeros. Of several processes
+    each gives its own rows, from row `first_row` of all on, and all get what the first finds for all rows.
     NumericsError: rows that are not finite, fewer than two rows, `components` over min(N, D).
     """
-    count, mean_D, covariance_DD = moments(checked(blocks()), device=device)
+    found = moments(checked(blocks(), first_row), device=device, process=process)
+    fit = _fit(found, components) if process.first else None
+    if process.count == 1:
+        assert fit is not None
+        return fit
+    return PcaFit(
+        process.shared(fit and fit.components_dD),
+        process.shared(fit and fit.mean_D),
+        process.shared(fit and fit.explained_variance_d),
+        process.from_first(fit and fit.total_variance),
+    )
+
+
+def _fit(found: Moments, components: int) -> PcaFit:
+    count, mean_D, covariance_DD = found
     check_components(components, count, len(mean_D))
     total = float(np.trace(covariance_DD))
     basis_dD, variance_d = principal_axes(covariance_DD, components)
@@ -103,9 +124,11 @@ def check_components(components: int, count: int, features: int) -> None:
         raise NumericsError(f"pca.components: must be >= 1; got {components}")
 
 
-def checked(blocks: Iterator[NDArray[np.floating]]) -> Iterator[NDArray[np.float32]]:
-    """The non-empty blocks as float32; the first row that is not finite (there), or far too large, stops the pass."""
-    row = 0
+def checked(blocks: Iterator[NDArray[np.floating]], row: int = 0) -> Iterator[NDArray[np.float32]]:
+    """The non-empty blocks as float32; the first row that is not finite (there), or far too large, stops the pass.
+
+    `row`: the number of the first row, for the message.
+    """
     for block in blocks:
         with np.errstate(over="ignore"):
             block_BD = np.asarray(block, dtype=np.float32)
