@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from stages.common import Epoch, faiss_gpu, main, stage
+from stages.common import Epoch, faiss_gpu, main
+from stages.together import started, together
 
 if TYPE_CHECKING:
     import numpy as np
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from deepcluster.artifacts import Store
     from deepcluster.clustering.health import Health
     from deepcluster.clustering.kmeans import Clustering
+    from deepcluster.clustering.sharded import Part
+    from deepcluster.distributed import Process
     from deepcluster.params import Params
 
 
@@ -22,45 +25,81 @@ def cluster(epoch: Epoch) -> None:
     objective per iteration, sizes [K]; with `fail_on_collapse` nothing, if clusters or features have collapsed.
     Of several clusterings these are the first's, and beside them stand labels_all [H, N] and centroids_all [H, K, d].
     """
+    if started("cluster", epoch, _alone):
+        return
+    with together("cluster", epoch, _alone) as (params, process):
+        found = _clusterings(params, epoch, process)
+        if process.first:
+            _publish(params, epoch, *found)
+
+
+def _clusterings(params: "Params", epoch: int, process: "Process") -> "tuple[Store, list[Clustering], list[Health]]":
+    """The reduced features, and every clustering with its state, at the first process; nothing collapsed."""
+    from deepcluster import artifacts, layout
+    from deepcluster.clustering.kmeans import uses_gpu
+    from deepcluster.clustering.sharded import Part
+
+    settings, previous = params.cluster, None
+    reduced = artifacts.open_store(layout.pca(epoch), "pca", made_by=f"pca@{epoch}", epoch=epoch)
+    count, components = reduced.shape("reduced")
+    _refuse_unfit(params, epoch, count, components, process)
+    if epoch > 1:
+        previous = artifacts.open_store(
+            layout.clusters(epoch - 1), "clusters", made_by=f"cluster@{epoch - 1}", ids=reduced.ids, epoch=epoch - 1
+        )
+    told = {"pca": reduced.attributes["digest"], "clusters": previous.attributes["digest"] if previous else ""}
+    process.agree(f"cluster@{epoch}", told)
+    own = process.rows(count, reduced.chunk_rows("reduced"))
+    part = Part(reduced.read("reduced", own), own.start, count, process)
+    gpu = faiss_gpu(deterministic=params.deterministic)
+    if process.first and uses_gpu("faiss" if settings.method == "pic" else settings.backend, gpu):
+        print(f"cluster@{epoch}: faiss on GPUs promises no order of addition; two runs may differ slightly")
+    variance_d = _variances(reduced, part)
+    found, states = [], []
+    for number in range(settings.clusterings):
+        previous_N = _previous_labels(previous, number)
+        clustering = _clustering(params, epoch, number, part, previous_N)
+        if clustering is not None:
+            found.append(clustering)
+            states.append(_checked(params, epoch, number, clustering, previous_N, variance_d, components))
+    return reduced, found, states
+
+
+def _publish(params: "Params", epoch: int, reduced: "Store", found: "list[Clustering]", states: "list[Health]") -> None:
     import numpy as np
 
     from deepcluster import artifacts, layout
-    from deepcluster.clustering.health import variances
-    from deepcluster.clustering.kmeans import uses_gpu
 
-    with stage("cluster", epoch) as params:
-        settings, previous = params.cluster, None
-        reduced = artifacts.open_store(layout.pca(epoch), "pca", made_by=f"pca@{epoch}", epoch=epoch)
-        count, components = reduced.shape("reduced")
-        _refuse_unfit(params, epoch, count, components)
-        rows_Nd = reduced.read("reduced")
-        if epoch > 1:
-            previous = artifacts.open_store(
-                layout.clusters(epoch - 1), "clusters", made_by=f"cluster@{epoch - 1}", ids=reduced.ids, epoch=epoch - 1
-            )
-        gpu = faiss_gpu(deterministic=params.deterministic)
-        if uses_gpu("faiss" if settings.method == "pic" else settings.backend, gpu):
-            print(f"cluster@{epoch}: faiss on GPUs promises no order of addition; two runs may differ slightly")
-        variance_d = reduced.read("explained_variance") if reduced.has("explained_variance") else variances(rows_Nd)
-        found, states = [], []
-        for number in range(settings.clusterings):
-            previous_N = _previous_labels(previous, number)
-            found.append(_clustering(params, epoch, number, rows_Nd, previous_N))
-            states.append(_checked(params, epoch, number, found[-1], previous_N, variance_d, components))
-        first = found[0]
-        provenance = artifacts.Provenance(reduced.samples, reduced.ids, epoch, params.seed, settings.model_dump())
-        extra = {"health": states[0].attributes(), "trained_on": first.trained_on}
-        with artifacts.write_store(layout.clusters(epoch), "clusters", provenance, **extra) as store:
-            store.array("labels", first.labels_N, ("sample",))
-            store.array("distances", first.distances_N, ("sample",))
-            store.array("centroids", first.centroids_Kd, ("cluster", "component"))
-            store.array("objective", first.objective, ("iteration",))
-            store.array("sizes", first.sizes_K, ("cluster",))
-            if len(found) > 1:
-                labels_HN = np.stack([each.labels_N for each in found])
-                store.array("labels_all", labels_HN, ("clustering", "sample"))
-                centroids_HKd = np.stack([each.centroids_Kd for each in found])
-                store.array("centroids_all", centroids_HKd, ("clustering", "cluster", "component"))
+    first = found[0]
+    provenance = artifacts.Provenance(reduced.samples, reduced.ids, epoch, params.seed, params.cluster.model_dump())
+    extra = {"health": states[0].attributes(), "trained_on": first.trained_on}
+    with artifacts.write_store(layout.clusters(epoch), "clusters", provenance, **extra) as store:
+        store.array("labels", first.labels_N, ("sample",))
+        store.array("distances", first.distances_N, ("sample",))
+        store.array("centroids", first.centroids_Kd, ("cluster", "component"))
+        store.array("objective", first.objective, ("iteration",))
+        store.array("sizes", first.sizes_K, ("cluster",))
+        if len(found) > 1:
+            labels_HN = np.stack([each.labels_N for each in found])
+            store.array("labels_all", labels_HN, ("clustering", "sample"))
+            centroids_HKd = np.stack([each.centroids_Kd for each in found])
+            store.array("centroids_all", centroids_HKd, ("clustering", "cluster", "component"))
+
+
+def _alone(params: "Params") -> str | None:
+    settings = params.cluster
+    if settings.method == "pic":
+        return "cluster.method pic"
+    return f"cluster.backend {settings.backend}" if settings.backend != "faiss" else None
+
+
+def _variances(reduced: "Store", part: "Part") -> "NDArray[np.floating]":
+    """The variances along the principal axes: those of PCA, or else of some of the rows."""
+    from deepcluster.clustering.health import spread, variances_of
+
+    if reduced.has("explained_variance"):
+        return reduced.read("explained_variance")
+    return variances_of(part.at(spread(part.count)))
 
 
 def _previous_labels(previous: "Store | None", number: int) -> "NDArray[np.int32] | None":
@@ -111,17 +150,16 @@ def _checked(
 
 
 def _clustering(
-    params: "Params",
-    epoch: int,
-    number: int,
-    rows_Nd: "NDArray[np.float32]",
-    previous_N: "NDArray[np.int32] | None",
-) -> "Clustering":
-    """The clustering of that number, which has a seed of its own; numbered as in the epoch before, if asked."""
+    params: "Params", epoch: int, number: int, part: "Part", previous_N: "NDArray[np.int32] | None"
+) -> "Clustering | None":
+    """The clustering of that number, which has a seed of its own; numbered as in the epoch before, if asked.
+
+    Of several processes at the first one.
+    """
     from deepcluster.clustering.matching import match_labels, renumbered
 
-    found = _found(params, epoch, number, rows_Nd, previous_N)
-    if not params.cluster.match_labels or previous_N is None:
+    found = _found(params, epoch, number, part, previous_N)
+    if found is None or not params.cluster.match_labels or previous_N is None:
         return found
     k = len(found.sizes_K)
     _refuse_matching(k)  # pic tells k only now
@@ -129,27 +167,25 @@ def _clustering(
 
 
 def _found(
-    params: "Params",
-    epoch: int,
-    number: int,
-    rows_Nd: "NDArray[np.float32]",
-    previous_N: "NDArray[np.int32] | None",
-) -> "Clustering":
+    params: "Params", epoch: int, number: int, part: "Part", previous_N: "NDArray[np.int32] | None"
+) -> "Clustering | None":
+    from functools import partial
+
     from deepcluster.clustering.kmeans import kmeans
     from deepcluster.clustering.pic import pic
-    from deepcluster.clustering.warm_start import means_of_clusters
+    from deepcluster.clustering.sharded import kmeans_of_parts
     from deepcluster.seeding import derive_seed
 
     settings, initial_Kd, gpu = params.cluster, None, faiss_gpu(deterministic=params.deterministic)
     if settings.method == "pic":
-        return pic(rows_Nd, **settings.pic.model_dump(), gpu=gpu)
+        return pic(part.rows_Md, **settings.pic.model_dump(), gpu=gpu)
     if settings.warm_start and previous_N is not None:
-        initial_Kd = means_of_clusters(rows_Nd, previous_N, k=settings.k)
+        initial_Kd = _warm_start(part, previous_N, settings.k)
     seed = derive_seed(params.seed, "kmeans", epoch)
-    return kmeans(
-        rows_Nd,
+    several = part.process.count > 1
+    run = partial(kmeans_of_parts, part) if several else partial(kmeans, part.rows_Md, backend=settings.backend)
+    return run(
         k=settings.k,
-        backend=settings.backend,
         iterations=settings.iterations,
         restarts=settings.restarts,
         seed=derive_seed(seed, "clustering", number) if number else seed,
@@ -161,9 +197,20 @@ def _found(
     )
 
 
-def _refuse_unfit(params: "Params", epoch: int, count: int, components: int) -> None:
+def _warm_start(part: "Part", previous_N: "NDArray[np.int32]", k: int) -> "NDArray[np.float32] | None":
+    from deepcluster.clustering.sharded import means_of_clusters_of_parts
+    from deepcluster.clustering.warm_start import means_of_clusters
+
+    if part.process.count == 1:
+        return means_of_clusters(part.rows_Md, previous_N, k=k)
+    own_M = previous_N[part.first : part.first + len(part.rows_Md)]
+    return means_of_clusters_of_parts(part, own_M, k=k)
+
+
+def _refuse_unfit(params: "Params", epoch: int, count: int, components: int, process: "Process") -> None:
     """What cannot be, or does not fit into memory, before anything is read."""
     from deepcluster.clustering import kmeans, pic
+    from deepcluster.distributed import processes_here
     from deepcluster.errors import NumericsError
     from deepcluster.memory import refuse_too_large
     from deepcluster.params import refined
@@ -178,7 +225,7 @@ def _refuse_unfit(params: "Params", epoch: int, count: int, components: int) -> 
         needed = kmeans.memory_needed(settings.backend, count, components)
         if settings.match_labels:
             _refuse_matching(settings.k)
-    refuse_too_large(needed, what, "take fewer pca.components")
+    refuse_too_large(needed * processes_here() / process.count, what, "take fewer pca.components")
 
 
 def _refuse_matching(k: int) -> None:

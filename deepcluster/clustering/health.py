@@ -80,9 +80,19 @@ def effective_rank(variance_d: NDArray[np.floating]) -> float:
 
 def variances(rows_Nd: NDArray[np.float32]) -> NDArray[np.float64]:
     """The variances along the principal axes of at most 1,024 rows, evenly spaced: for rows that no PCA has seen."""
-    sample_Sd = rows_Nd[np.linspace(0, len(rows_Nd) - 1, min(len(rows_Nd), _SAMPLE)).astype(int)].astype(np.float64)
-    sample_Sd -= sample_Sd.mean(axis=0)
-    return np.asarray(np.linalg.svd(sample_Sd, compute_uv=False) ** 2 / max(1, len(sample_Sd) - 1))
+    return variances_of(rows_Nd[spread(len(rows_Nd))])
+
+
+def spread(count: int) -> NDArray[np.int64]:
+    """The numbers of at most 1,024 of so many rows, evenly spaced."""
+    return np.linspace(0, count - 1, min(count, _SAMPLE)).astype(np.int64)
+
+
+def variances_of(rows_Sd: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The variances along the principal axes of these rows."""
+    centred_Sd = rows_Sd.astype(np.float64)
+    centred_Sd -= centred_Sd.mean(axis=0)
+    return np.asarray(np.linalg.svd(centred_Sd, compute_uv=False) ** 2 / max(1, len(centred_Sd) - 1))
 
 
 def collapsed(

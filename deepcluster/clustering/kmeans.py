@@ -86,7 +86,7 @@ def kmeans(
     forbids. scikit-learn ignores it.
     NumericsError: k < 2, k > N, rows that are not finite, or beyond 1e15. UserError: `gpu` insisted on, none there.
     """
-    _check(rows_Nd, k, iterations, restarts, initial_centroids_Kd)
+    check_clusters(rows_Nd, k, iterations, restarts, initial_centroids_Kd)
     if spherical and backend != "faiss":
         raise ValueError(f"spherical k-means is faiss's; got backend {backend!r}")
     on_gpu = uses_gpu(backend, gpu)
@@ -108,7 +108,7 @@ def kmeans(
         )
         centroids_Kd = np.add(centroids_Kd, origin_d, dtype=np.float32)
         labels_N, distances_N = assign(rows_Nd, centroids_Kd, origin_d=origin_d, gpu=on_gpu)
-        objective = _objective(before * (len(rows_Nd) / len(sample_Md)), float(distances_N.sum()))
+        objective = falling(before * (len(rows_Nd) / len(sample_Md)), float(distances_N.sum()))
         if best is None or objective[-1] < best.objective[-1]:
             best = _Run(centroids_Kd, labels_N, distances_N, objective, len(sample_Md))
     assert best is not None
@@ -132,16 +132,21 @@ def memory_needed(backend: KMeansBackend, count: int, components: int) -> float:
 
 def _sample(rows_Nd: NDArray[np.float32], k: int, points_per_centroid: int | None, seed: int) -> NDArray[np.float32]:
     """That many rows a centroid, in their order; all of them if there are no more, or if None."""
-    if points_per_centroid is None or len(rows_Nd) <= k * points_per_centroid:
-        return rows_Nd
-    drawn = np.random.default_rng(seed).choice(len(rows_Nd), k * points_per_centroid, replace=False)
-    return rows_Nd[np.sort(drawn)]
+    numbers = sample_numbers(len(rows_Nd), k, points_per_centroid, seed)
+    return rows_Nd if numbers is None else rows_Nd[numbers]
 
 
-def _objective(before: NDArray[np.float64], final: float) -> NDArray[np.float64]:
+def sample_numbers(count: int, k: int, points_per_centroid: int | None, seed: int) -> NDArray[np.int64] | None:
+    """Of `count` rows that many a centroid, ascending; None for all of them, where there are no more."""
+    if points_per_centroid is None or count <= k * points_per_centroid:
+        return None
+    return np.sort(np.random.default_rng(seed).choice(count, k * points_per_centroid, replace=False))
+
+
+def falling(before: NDArray[np.float64], final: float) -> NDArray[np.float64]:
     """`before` has the sums before each update, the objective those after it: the first goes, the final one comes."""
-    falling = np.minimum.accumulate(np.append(before[1:], final))
-    return np.maximum(falling, final)
+    lowest = np.minimum.accumulate(np.append(before[1:], final))
+    return np.maximum(lowest, final)
 
 
 def run_seed(seed: int, run: int) -> int:
@@ -149,18 +154,27 @@ def run_seed(seed: int, run: int) -> int:
     return seed % 2**31 if run == 0 else int(np.random.SeedSequence((seed, run)).generate_state(1)[0]) % 2**31
 
 
-def _check(
-    rows_Nd: NDArray[np.float32], k: int, iterations: int, restarts: int, initial_Kd: NDArray[np.float32] | None
+def check_clusters(
+    rows_Nd: NDArray[np.float32],
+    k: int,
+    iterations: int,
+    restarts: int,
+    initial_Kd: NDArray[np.float32] | None,
+    *,
+    count: int | None = None,
+    first: int = 0,
 ) -> None:
+    """The errors of `kmeans`. `rows_Nd` may be a part of `count` rows, from row `first` on."""
+    count = len(rows_Nd) if count is None else count
     if iterations < 1 or restarts < 1:
         raise ValueError(f"iterations and restarts must be >= 1; got {iterations} and {restarts}")
     if k < 2:
         raise NumericsError(f"cluster.k: must be >= 2; got {k}")
-    if k > len(rows_Nd):
-        raise NumericsError(f"cluster.k: must be <= N = {len(rows_Nd)} images; got {k}")
+    if k > count:
+        raise NumericsError(f"cluster.k: must be <= N = {count} images; got {k}")
     if initial_Kd is not None and initial_Kd.shape != (k, rows_Nd.shape[1]):
         raise ValueError(f"initial_centroids_Kd must have shape {(k, rows_Nd.shape[1])}; got {initial_Kd.shape}")
-    for name, values in (("rows", rows_Nd), ("initial_centroids_Kd", initial_Kd)):
+    for name, values, row in (("rows", rows_Nd, first), ("initial_centroids_Kd", initial_Kd, 0)):
         if values is not None:
-            refuse_non_finite(values, name)
+            refuse_non_finite(values, name, first_row=row)
             refuse_beyond_float32(values, name)
