@@ -71,10 +71,13 @@ def augment(
     colour_generator: torch.Generator | None = None,
     *,
     size: int | None = None,
+    first: int = 0,
+    whole: int | None = None,
 ) -> Tensor:
     """Randomly transformed float images of the same shape, dtype and device; bilinear, so never outside [0, 1].
 
     `size`: [N, C, size, size] instead. Where that means fewer pixels than a crop has, some of these are skipped.
+    `first`, `whole`: these are images of a batch of `whole`, from number `first` on, and are drawn for as there.
 
     Crop first, then flips, then shear, rotate, zoom and move about the centre; then brightness, contrast, saturation,
     hue, autocontrast, equalize. Both generators live on the CPU. Vertical flip and colour draw from the second; if that
@@ -83,8 +86,9 @@ def augment(
     """
     count, _, height, width = images_NCHW.shape
     other = _beside(generator) if colour_generator is None else colour_generator
-    colour_DN = torch.rand((COLOUR_DRAWS, count), generator=other)
-    uniform_DN = torch.rand((DRAWS, count), generator=generator)
+    drawn, own = whole or count, slice(first, first + count)
+    colour_DN = torch.rand((COLOUR_DRAWS, drawn), generator=other)[:, own]
+    uniform_DN = torch.rand((DRAWS, drawn), generator=generator)[:, own]
     crop_N33 = _crop(augmentation, uniform_DN[: 2 * CROP_TRIES + 2], aspect=width / height)
     flip_N33 = _flip(augmentation, uniform_DN[2 * CROP_TRIES + 2], colour_DN[0])
     affine_N33 = _affine(augmentation, uniform_DN[2 * CROP_TRIES + 3 :], aspect=width / height)

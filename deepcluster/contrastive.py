@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from deepcluster.losses import Loss, pseudo_label_loss
+from deepcluster.training_parts import Part
 
 Strategy = Literal["none", "pseudo_labels", "two_views"]
 
@@ -50,10 +51,18 @@ class Objective:
         """Augmentations of every image in a batch."""
         return 2 if self.strategy == "two_views" else 1
 
-    def terms(self, logits_VNK: Tensor, features_VNP: Tensor, labels_N: Tensor) -> Terms:
-        """Of float32 logits [VN, K] and features [VN, P], and int64 pseudo-labels [N]."""
+    def terms(self, logits_VNK: Tensor, features_VNP: Tensor, labels_N: Tensor, part: Part | None = None) -> Terms:
+        """Of float32 logits [VN, K] and features [VN, P], and int64 pseudo-labels [N].
+
+        They may be those of a `part` of the batch: the mean of all parts' terms is the batch's.
+        """
         labelled = sum(pseudo_label_loss(self.loss, logits_NK, labels_N) for logits_NK in logits_VNK.chunk(self.views))
         assert isinstance(labelled, Tensor)
+        if part is not None and part.shared:
+            labelled = labelled * part.weight
+            if self.strategy != "none":  # pairs of images of all parts
+                features_VNP = torch.cat([part.everyone(view_NP) for view_NP in features_VNP.chunk(self.views)])
+                labels_N = part.everyone(labels_N)
         match self.strategy:
             case "none":
                 return Terms(labelled, labelled, None)

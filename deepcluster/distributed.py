@@ -33,7 +33,7 @@ FOLLOWS = 3  # exit code of a process that stops only because another one does
 _FIRST_ERROR = "deepcluster/error"
 # How gloo, NCCL and the store say that another process is gone, or does not answer.
 _LOST = re.compile(r"gloo|nccl|TCPStore|DistStore|closed by peer|timed? ?out|reset by peer|broken pipe", re.IGNORECASE)
-_SLOW = re.compile(r"timed? ?out", re.IGNORECASE)
+_SLOW = re.compile(r"timed out waiting|timeout", re.IGNORECASE)
 
 T = TypeVar("T", bound=np.generic)
 
@@ -304,12 +304,12 @@ def _together() -> Iterator[None]:
 
 
 def _is_first(store: Any, own: int) -> bool:
-    """Whether no other process has met an error before; True where that cannot be found out any more."""
+    """Whether no other process has met an error before. Where the store went with process 0, process 1 speaks."""
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
         found: bytes = store.compare_set(f"{_FIRST_ERROR}/{attempt}", "", str(own))
     except RuntimeError:
-        return True
+        return own <= 1
     return found == str(own).encode()
 
 

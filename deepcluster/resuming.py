@@ -149,12 +149,25 @@ class Progress:
             restore()
             self._obey()
 
-    def boundary(self, arrays: Callable[[], Arrays]) -> None:
-        """Between two steps: keep these arrays if it is time, or if the process is to stop, which it then does."""
-        if self._caught is not None or time.monotonic() >= self._next:
+    def boundary(self, arrays: Callable[[], Arrays], agree: Callable[[int], int] | None = None) -> None:
+        """Between two steps: keep these arrays if it is time, or if the process is to stop, which it then does.
+
+        agree: of processes that must stop after the same step; given the signal caught here, or 0, that of any of them.
+        """
+        caught = self._caught or 0
+        stop = caught if agree is None else agree(caught)
+        if stop or time.monotonic() >= self._next:
             if self._keeps:
                 self._keep(arrays)
+            if agree is None:
+                self._obey()
+        if agree is not None and stop:
+            self._caught = stop
             self._obey()
+
+    def beside(self) -> dict[str, artifacts.Array]:
+        """The arrays that the process that keeps them has found; ArtifactError if they are not to be seen here."""
+        return artifacts.read_progress(self.folder / STATE)[0]
 
     def clear(self) -> None:
         """Remove all of it and give the folder back: the stage has published."""

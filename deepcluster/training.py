@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from deepcluster.augment import Augmentation, augment
 from deepcluster.contrastive import Objective, Terms
+from deepcluster.distributed import ALONE, Process
 from deepcluster.errors import NumericsError, UserError
 from deepcluster.lars import LARS
-from deepcluster.models.build import Backbone, Precision, autocast, compiled
+from deepcluster.models.build import Backbone, Precision, autocast
 from deepcluster.models.heads import Heads
 from deepcluster.pixels import normalise, to_float
+from deepcluster.training_parts import Part, network_of, part_of
 from deepcluster.transfer import Arriving, ahead, sent, staging
 
 ON_PSEUDO_LABELS = Objective()
@@ -104,6 +106,8 @@ def train_epoch(
     clip_norm: float | None = None,
     compile: bool = False,
     taken: int = 0,
+    process: Process = ALONE,
+    sync_batch_norm: bool = True,
 ) -> Generator[StepResult]:
     """Trains backbone and heads in place on images[indices], in that order; yields after each step, counted from 1.
 
@@ -112,7 +116,8 @@ def train_epoch(
     own learning rate is what each optimizer takes, but for those also in `unscheduled`, which keep theirs; the first
     one's is reported. `clip_norm`: largest norm of all gradients together. Weights and their optimizers' state are left
     in channels_last memory format. `compile`: see `models.build.compiled`. `taken`: steps of this epoch that were taken
-    before, and are passed over; whatever is handed over must be as they left it.
+    before, and are passed over; whatever is handed over must be as they left it. Several processes, given the same,
+    take a part of each batch each (`training_parts`), and yield the same; `sync_batch_norm`: see `network_of`.
     NumericsError when a loss is not finite, before that step changes any weight. UserError for two views that are one.
     """
     backbone.to(device).to(memory_format=torch.channels_last).train()
@@ -122,19 +127,23 @@ def train_epoch(
     rates = rates_of(scheduled)
     for optimizer in optimizers:
         lay_out_as_weights(optimizer)
-    forward = compiled(backbone, compile)
+    network = network_of(
+        backbone, heads, compile=compile, process=process, device=device, sync_batch_norm=sync_batch_norm
+    )
     cut = batches(indices, batch_size)
-    for step, (images_BCHW, labels_B) in enumerate(uploaded(images, labels_N, cut[taken:], device), start=taken + 1):
-        pixels = to_float(images_BCHW)
-        views = [augment(pixels, augmentation, generator, colour_generator) for _ in range(objective.views)]
+    parts = [part_of(len(batch), process) for batch in cut]
+    own = [batch[part.rows] for batch, part in zip(cut, parts, strict=True)]
+    for step, (images_BCHW, labels_B) in enumerate(uploaded(images, labels_N, own[taken:], device), start=taken + 1):
+        pixels, part = to_float(images_BCHW), parts[step - 1]
+        drawn = {"first": part.start, "whole": part.whole}
+        views = [augment(pixels, augmentation, generator, colour_generator, **drawn) for _ in range(objective.views)]
         if step == 1 and len(views) > 1:
-            _refuse_identical(*views)
+            _refuse_identical(views, part)
         inputs = normalise(views[0] if len(views) == 1 else torch.cat(views), mean, std)
-        with dropout_from(generator, device), autocast(device, precision):
-            features_BD = forward(inputs.contiguous(memory_format=torch.channels_last))
-            logits_BK, projected_BP = heads(features_BD, backbone.head_activation)
-        terms = objective.terms(logits_BK, projected_BP, labels_B)
-        arriving = Arriving(_measured(terms, logits_BK, labels_B.repeat(objective.views)))
+        with dropout_from(generator, device, process), autocast(device, precision):
+            logits_BK, projected_BP = network(inputs.contiguous(memory_format=torch.channels_last))
+        terms = objective.terms(logits_BK, projected_BP, labels_B, part)
+        arriving = Arriving(_measured(terms, logits_BK, labels_B.repeat(objective.views), part))
         backward(terms.total, optimizers)  # a GPU goes on with this while its numbers are read
         loss, accuracy, labelled, contrasted = arriving.get().tolist()
         refuse_non_finite(loss, step)
@@ -142,7 +151,7 @@ def train_epoch(
         lr = optimizers[0].param_groups[0]["lr"]
         update(optimizers, clip_norm)
         contrastive = None if terms.contrastive is None else contrasted
-        yield StepResult(step, len(labels_B), loss, accuracy, labelled, contrastive, lr)
+        yield StepResult(step, part.whole, loss, accuracy, labelled, contrastive, lr)
 
 
 def averaged(
@@ -210,17 +219,22 @@ def lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
 
 
 @contextmanager
-def dropout_from(generator: torch.Generator, device: torch.device) -> Iterator[None]:
-    """Dropout draws from torch's global generator: seeded from `generator` inside, restored afterwards."""
-    seed = int(torch.randint(2**62, (), generator=generator))
+def dropout_from(generator: torch.Generator, device: torch.device, process: Process = ALONE) -> Iterator[None]:
+    """Dropout draws from torch's global generator: seeded from `generator` inside, restored afterwards.
+
+    In every process otherwise, since their images differ.
+    """
+    seed = int(torch.randint(2**62, (), generator=generator)) + process.rank
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 
 
-def _refuse_identical(first_NCHW: Tensor, second_NCHW: Tensor) -> None:
+def _refuse_identical(views: Sequence[Tensor], part: Part) -> None:
     """UserError if no pixel differs by a grey level between two views of a batch; in a small one that may be chance."""
-    if len(first_NCHW) >= LEAST_IMAGES and bool((first_NCHW - second_NCHW).abs().max() < 1 / 255):
+    first_NCHW, second_NCHW = views
+    difference = part.process.largest(float((first_NCHW - second_NCHW).abs().max()))
+    if part.whole >= LEAST_IMAGES and difference < 1 / 255:
         raise UserError(
             "train.contrastive.strategy: two_views needs views that differ, but `augment` leaves those of these images "
             "identical; switch on augment.crop, rotation, translate or another"
@@ -235,13 +249,12 @@ def keep_frozen_still(backbone: nn.Module) -> None:
             module.eval()
 
 
-def _measured(terms: Terms, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
-    """Loss, accuracy, pseudo-label and contrastive loss (0 without one) in one tensor, for one transfer."""
-    accuracy = (logits_BK.detach().argmax(dim=1) == labels_B).double().mean()
+def _measured(terms: Terms, logits_BK: Tensor, labels_B: Tensor, part: Part) -> Tensor:
+    """Loss, accuracy, pseudo-label and contrastive loss (0 without one) of the whole batch, for one transfer."""
+    accuracy = (logits_BK.detach().argmax(dim=1) == labels_B).double().mean() * part.weight
     contrastive = terms.pseudo_label.new_zeros(()) if terms.contrastive is None else terms.contrastive
-    return torch.stack(
-        [number.detach().double() for number in (terms.total, accuracy, terms.pseudo_label, contrastive)]
-    )
+    numbers = (terms.total, accuracy, terms.pseudo_label, contrastive)
+    return part.mean(torch.stack([number.detach().double() for number in numbers]))
 
 
 def rates_of(optimizers: Sequence[torch.optim.Optimizer]) -> list[list[float]]:

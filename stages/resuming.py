@@ -49,30 +49,40 @@ def take_steps(
     *,
     steps: int,
     images: int,
+    process: Process = ALONE,
 ) -> "list[StepResult]":
     """All steps of an epoch: those of an interrupted run, whose state is taken up, and those of `begin(steps taken)`.
 
     Nothing is kept after the last step but one: a compiled backbone that sees the last batch alone, which may be
-    smaller, rounds otherwise than one that has seen the others.
+    smaller, rounds otherwise than one that has seen the others. Several processes take the same steps, and stop after
+    the same one when one of them is told to.
     """
     from deepcluster.progress import counted
 
     arrays = progress.found()
+    if process.from_first(arrays is not None) and not process.first:
+        arrays = progress.beside()
     results = [] if arrays is None else state.restore(arrays)
-    if results:
+    process.wait()  # until all have read what the next keeping replaces
+    if results and process.first:
         print(f"{progress.label}: continues at step {len(results):,} of {steps:,}", file=sys.stderr)
+    agree = None if process.count == 1 else lambda caught: int(process.largest(caught))
 
     def taken() -> "Iterator[StepResult]":
         with closing(begin(len(results))) as new:
             for step in new:
                 results.append(step)
                 if step.step != steps - 1:
-                    progress.boundary(lambda: state.arrays(results))
+                    progress.boundary(lambda: state.arrays(results), agree)
                 yield step
 
     seen = sum(step.images for step in results)
+    label = process.label(progress.label)
     with progress.catching():
-        for _ in counted(taken(), progress.label, images, "images", lambda step: step.images, start=seen):
+        done = taken()
+        for _ in (
+            counted(done, label, images, "images", lambda step: step.images, start=seen) if process.first else done
+        ):
             pass
     return results
 

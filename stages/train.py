@@ -4,8 +4,9 @@ import csv
 import io
 from typing import TYPE_CHECKING
 
-from stages.common import Epoch, device, main, open_images, stage
+from stages.common import Epoch, device, main, open_images
 from stages.resuming import progress_of, take_steps
+from stages.together import started, together
 from stages.train_v2 import augmenting, optimizer_settings, refuse_other_method, train_v2
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from deepcluster.artifacts import Store
     from deepcluster.checkpoint import Checkpoint
+    from deepcluster.distributed import Process
     from deepcluster.models.build import Backbone
     from deepcluster.models.heads import Heads
     from deepcluster.params import Params
@@ -35,7 +37,9 @@ def train(epoch: Epoch) -> None:
     from deepcluster import artifacts, layout
     from deepcluster.checkpoint import load_checkpoint
 
-    with stage("train", epoch) as params:
+    if started("train", epoch, _alone):
+        return
+    with together("train", epoch, _alone) as (params, process):
         images, before = open_images(), epoch - 1
         made_by = layout.made_by_checkpoint(before)
         checkpoint = load_checkpoint(
@@ -45,9 +49,16 @@ def train(epoch: Epoch) -> None:
             layout.clusters(epoch), "clusters", made_by=f"cluster@{epoch}", ids=images.ids, epoch=epoch
         )
         refuse_other_method(params.train, checkpoint)
-        work = train_v2 if params.train.method == "deepcluster_v2" else _train
-        with _progress(params, epoch, images, checkpoint, clusters) as progress:
-            results = work(params, epoch, images, checkpoint, clusters, progress)
+        _refuse_small_batch(params, epoch, process)
+        told = {"images": images.attributes["digest"], "clusters": clusters.attributes["digest"]}
+        process.agree(f"train@{epoch}", told | {"checkpoint": checkpoint.digest})
+        with _progress(params, epoch, images, checkpoint, clusters, process) as progress:
+            if params.train.method == "deepcluster_v2":
+                results = train_v2(params, epoch, images, checkpoint, clusters, progress)
+            else:
+                results = _train(params, epoch, images, checkpoint, clusters, progress, process)
+            if not process.first:
+                return
             artifacts.write_text(layout.train_steps(epoch), _steps_csv(results))
             summary = _summary(epoch, results)
             artifacts.write_json(layout.train_summary(epoch), summary)
@@ -55,12 +66,29 @@ def train(epoch: Epoch) -> None:
         print(f"train@{epoch}: {_described(summary)}")
 
 
-def _progress(params: "Params", epoch: int, images: "Store", checkpoint: "Checkpoint", clusters: "Store") -> "Progress":
+def _alone(params: "Params") -> str | None:
+    return "train.method deepcluster_v2" if params.train.method == "deepcluster_v2" else None
+
+
+def _refuse_small_batch(params: "Params", epoch: int, process: "Process") -> None:
+    from deepcluster.errors import DistributedError
+    from deepcluster.training_parts import LEAST_IMAGES
+
+    if process.count > 1 and params.train.batch_size < LEAST_IMAGES * process.count:
+        raise DistributedError(
+            f"train@{epoch}: train.batch_size {params.train.batch_size} is shared by {process.count} processes, which "
+            f"need {LEAST_IMAGES} images each; start fewer, or raise it"
+        )
+
+
+def _progress(
+    params: "Params", epoch: int, images: "Store", checkpoint: "Checkpoint", clusters: "Store", process: "Process"
+) -> "Progress":
     """What an interrupted run of this epoch kept, and what this one keeps."""
     settings = params.model_dump(mode="json", include={"seed", "train", "augment"})
     # checkpoint.json has the checksums of the other files, which were verified
     inputs = {"images": images.path, "checkpoint": checkpoint.path / "checkpoint.json", "clusters": clusters.path}
-    return progress_of("train", epoch, settings, inputs)
+    return progress_of("train", epoch, settings, inputs, process)
 
 
 def _train(
@@ -70,6 +98,7 @@ def _train(
     checkpoint: "Checkpoint",
     clusters: "Store",
     progress: "Progress",
+    process: "Process",
 ) -> "list[StepResult]":
     """DeepCluster: a head over the pseudo-labels; publishes the checkpoint."""
     from functools import partial
@@ -88,12 +117,13 @@ def _train(
     optimizers = [optimizer, head_optimizer] if optimizer else [head_optimizer]
     average = None if settings.average is None else _average(checkpoint).to(device())
     indices, generators = _indices(params, epoch, images, clusters), augmenting(params, epoch)
+    pixels_NCHW = open_rows(images, process)
 
     def begin(taken: int) -> "Generator[StepResult]":
         steps = train_epoch(
             backbone,
             heads,
-            open_rows(images),
+            pixels_NCHW,
             labels_N,
             indices=indices,
             batch_size=settings.batch_size,
@@ -111,14 +141,17 @@ def _train(
             clip_norm=settings.clip_norm,
             compile=settings.compile,
             taken=taken,
+            process=process,
+            sync_batch_norm=settings.sync_batch_norm,
         )
         return steps if average is None else averaged(steps, backbone, average, decay=settings.average or 0.0)
 
     modules = {"backbone": backbone, "heads": heads} | ({"average": average} if average else {})
     state = TrainingState(modules, optimizers, generators)
     count = len(batches(indices, settings.batch_size))
-    results = take_steps(begin, state, progress, steps=count, images=len(indices))
-    _publish(params, epoch, images, checkpoint, heads, optimizer, head_optimizer, average)
+    results = take_steps(begin, state, progress, steps=count, images=len(indices), process=process)
+    if process.first:
+        _publish(params, epoch, images, checkpoint, heads, optimizer, head_optimizer, average)
     return results
 
 

@@ -235,6 +235,7 @@ class Train(Section):
     schedule: Schedule = Field(default_factory=Schedule)
     precision: Precision = "fp32"
     compile: bool = False
+    sync_batch_norm: bool = True
     optimizer: Optimizer = Field(default_factory=Optimizer)
     head: Head = Field(default_factory=Head)
 
