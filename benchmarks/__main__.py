@@ -22,6 +22,7 @@ from benchmarks import (
     page,
     pic,
     pipeline,
+    processes,
     remote,
     results,
     resuming,
@@ -42,6 +43,7 @@ SECTIONS = {
     "report": page.measure,
     "remote": remote.measure,
     "resuming": resuming.measure,
+    "processes": processes.measure,
 }
 USUAL = ("stages", "pipeline", "growth", "engines", "augment", "objectives", "report")
 OUTPUT = Path("data/benchmarks")
