@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from stages.common import Epoch, faiss_gpu, main
-from stages.together import started, together
+from stages.together import refuse_idle, started, together
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,7 +49,9 @@ def _clusterings(params: "Params", epoch: int, process: "Process") -> "tuple[Sto
         )
     told = {"pca": reduced.attributes["digest"], "clusters": previous.attributes["digest"] if previous else ""}
     process.agree(f"cluster@{epoch}", told)
-    own = process.rows(count, reduced.chunk_rows("reduced"))
+    chunk = reduced.chunk_rows("reduced")
+    refuse_idle(process, f"cluster@{epoch}", -(-count // chunk), "chunk")
+    own = process.rows(count, chunk)
     part = Part(reduced.read("reduced", own), own.start, count, process)
     gpu = faiss_gpu(deterministic=params.deterministic)
     if process.first and uses_gpu("faiss" if settings.method == "pic" else settings.backend, gpu):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from stages.common import Epoch, device, main, open_images
 from stages.resuming import noting, progress_of
-from stages.together import started, together, write_shards
+from stages.together import refuse_idle, started, together, write_shards
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,6 +63,7 @@ def _write_computed(
     """The features' store, going on after the rows that an interrupted run has written."""
     from functools import partial
 
+    from deepcluster import artifacts
     from deepcluster.features import extract_features
     from deepcluster.images import rows_in_order
     from deepcluster.models.projector import ProjectedBackbone
@@ -73,6 +74,8 @@ def _write_computed(
     backbone = checkpoint.backbone
     if checkpoint.projector:  # DeepCluster-v2's, before there is a bank
         backbone = ProjectedBackbone(backbone, checkpoint.projector)
+    shape = images.samples, backbone.feature_dim
+    refuse_idle(process, label, artifacts.shard_count(shape, "float32"), "shard")
     rows_NCHW = rows_in_order(images, process)
 
     def compute(rows: slice) -> "Iterator[NDArray[np.float32]]":
@@ -96,7 +99,6 @@ def _write_computed(
     settings_used = settings.model_dump(mode="json")
     with progress_of("extract", epoch, settings_used, inputs, process, once=True) as progress:
         left, folder = _kept(progress, images.samples)
-        shape = images.samples, backbone.feature_dim
         with _writing(provenance, epoch, folder, process) as store, progress.catching():
             waiting = partial(progress.boundary, dict)
             write_shards(process, store, "features", shape, AXES, compute, left=left, meanwhile=waiting)

@@ -4,7 +4,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from stages.common import Epoch, main, torch_gpu
-from stages.together import started, together, write_shards
+from stages.together import refuse_idle, started, together, write_shards
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +32,11 @@ def pca(epoch: Epoch) -> None:
         features = artifacts.open_store(layout.features(epoch), "features", made_by=f"extract@{epoch}", epoch=epoch)
         process.agree(f"pca@{epoch}", {"features": features.attributes["digest"]})
         count, width = features.shape("features")
-        own = process.rows(count, features.chunk_rows("features"))
+        chunk = features.chunk_rows("features")
+        shape = count, settings.components if settings.enabled else width
+        to_read, to_write = -(-count // chunk), artifacts.shard_count(shape, "float32")
+        refuse_idle(process, f"pca@{epoch}", max(to_read, to_write), "chunk" if to_read > to_write else "shard")
+        own = process.rows(count, chunk)
         if settings.enabled:
             found = fit(
                 lambda rows: features.blocks("features", rows, first=own.start, last=own.stop),
@@ -58,7 +62,6 @@ def pca(epoch: Epoch) -> None:
             return _without(blocks, rows.start - start)
 
         provenance = artifacts.Provenance(features.samples, features.ids, epoch, params.seed, settings.model_dump())
-        shape = count, settings.components if settings.enabled else width
         writing = artifacts.write_store(layout.pca(epoch), "pca", provenance) if process.first else nullcontext()
         with writing as store:
             write_shards(process, store, "reduced", shape, ("sample", "component"), reduced)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -49,6 +50,23 @@ def together(name: str, epoch: int, alone: Alone = lambda _: None) -> Iterator[t
             raise DistributedError(f"{label}: {setting} works in one process; start the stage without torchrun")
         process.agree(label, {} if process.count == 1 else _told(label, params))
         yield params, process
+
+
+def refuse_idle(process: Process, label: str, parts: int, what: str) -> None:
+    """DistributedError for more processes than there are parts of the work, of which some would have nothing to do.
+
+    Where this program has started them they are as many as all stages shall have, so those wait, and it is said; also
+    where DEEPCLUSTER_ALLOW_IDLE is 1.
+    """
+    if process.count <= max(1, parts):
+        return
+    said = f"{label}: {process.count} processes for {parts} {what}{'s' * (parts != 1)}"
+    idle = process.count - parts
+    if not launching.launched() and os.environ.get("DEEPCLUSTER_ALLOW_IDLE") != "1":
+        remedy = f"start at most {parts}, or let them wait: DEEPCLUSTER_ALLOW_IDLE=1"
+        raise DistributedError(f"{said}, so {idle} would have nothing to do; {remedy}")
+    if process.first:
+        print(f"{said}: {idle} of them wait", file=sys.stderr)
 
 
 def write_shards(

@@ -194,6 +194,14 @@ def test_the_stage(small_chunks, tmp_path, capsys, clusterings):
         np.testing.assert_array_equal(found_store.read("labels_all"), several)
 
 
+def test_more_processes_than_chunks_are_refused_under_torchrun(small_chunks, tmp_path):
+    artifacts.remove(layout.clusters(1))
+    ended = stage_in_processes(cluster, 13, tmp_path / "ranks")
+    said = "error: cluster@1: 13 processes for 12 chunks, so 1 would have nothing to do; start at most 12, "
+    assert "".join(each.err for each in ended) == f"{said}or let them wait: DEEPCLUSTER_ALLOW_IDLE=1\n"
+    assert not layout.clusters(1).exists()
+
+
 def test_a_collapse_ends_all_and_publishes_nothing(small_chunks, tmp_path):
     set_params(cluster__fail_on_collapse=True, cluster__collapse={"min_feature_rank": 5.0})
     artifacts.remove(layout.clusters(1))

@@ -15,12 +15,14 @@ from test_resuming_extract import TestExtract as OneProcess
 from test_shards import small
 
 from deepcluster import artifacts, distributed, layout
+from deepcluster.distributed import Process
 from deepcluster.errors import LostProcessError
 from deepcluster.params import load_params
 from stages import common
 from stages.common import main
 from stages.extract import extract
 from stages.report import report
+from stages.together import refuse_idle
 
 PUBLISHED = str(layout.features(1))
 
@@ -44,13 +46,35 @@ def expected():
 
 @pytest.mark.parametrize("count", [2, 5, 8])  # 8: two have no shard
 def test_the_bytes_of_one_process(expected, count, tmp_path):
-    ended = stage_in_processes(extract, count, tmp_path / "ranks")
+    ended = stage_in_processes(extract, count, tmp_path / "ranks", variables={"DEEPCLUSTER_ALLOW_IDLE": "1"})
     assert [each.code for each in ended] == [0] * count, ended
     assert digests(Path(), PUBLISHED) == expected
     assert not layout.PROGRESS.exists()
     assert all((each.out, each.err) == ("", "") for each in ended[1:])
     images = 8 * -(-6 // count)  # of the first one's block of shards
-    assert re.search(rf"^extract@1 \(process 0 of {count}\): {images} images, ", ended[0].err)
+    *before, last = ended[0].err.splitlines()
+    assert before == (["extract@1: 8 processes for 6 shards: 2 of them wait"] if count == 8 else [])
+    assert re.match(rf"extract@1 \(process 0 of {count}\): {images} images, ", last)
+
+
+def test_more_processes_than_shards_are_refused_under_torchrun(tmp_path):
+    ended = stage_in_processes(extract, 7, tmp_path / "ranks")
+    assert "".join(each.err for each in ended) == (
+        "error: extract@1: 7 processes for 6 shards, so 1 would have nothing to do; start at most 6, or let them wait: "
+        "DEEPCLUSTER_ALLOW_IDLE=1\n"
+    )
+    assert sorted(each.code for each in ended) == [2, *[distributed.FOLLOWS] * 6]
+    assert not layout.features(1).exists()
+    assert not layout.PROGRESS.exists()
+
+
+def test_those_that_a_stage_has_started_itself_wait(monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", f"deepcluster-{os.getppid()}")
+    refuse_idle(Process(0, 3), "extract@1", 1, "shard")
+    refuse_idle(Process(1, 3), "extract@1", 1, "shard")
+    refuse_idle(Process(0, 3), "extract@1", 3, "shard")
+    refuse_idle(distributed.ALONE, "extract@1", 0, "shard")
+    assert capsys.readouterr().err == "extract@1: 3 processes for 1 shard: 2 of them wait\n"
 
 
 def killed(folder: Path, count: int, rank: int, batch: int, number: int = signal.SIGKILL) -> list[int]:

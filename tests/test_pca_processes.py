@@ -65,8 +65,9 @@ def reduced(run):  # noqa: F811 - the fixture
 
 @pytest.mark.parametrize("count", [2, 7])
 def test_the_stage(reduced, count, tmp_path):
-    ended = stage_in_processes(pca, count, tmp_path / "ranks")
+    ended = stage_in_processes(pca, count, tmp_path / "ranks", variables={"DEEPCLUSTER_ALLOW_IDLE": "1"})
     assert [each.code for each in ended] == [0] * count, ended
+    assert ended[0].err == ("pca@1: 7 processes for 6 shards: 1 of them wait\n" if count == 7 else "")
     assert re.fullmatch(r"pca@1: 4 components keep [\d.]+% of the variance\n", ended[0].out)
     assert all((each.out, each.err) == ("", "") for each in ended[1:])
     found = artifacts.open_store(layout.pca(1), "pca", made_by="pca@1")

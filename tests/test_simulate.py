@@ -11,6 +11,16 @@ from benchmarks.cost_cases import H100
 MANY = replace(H100, devices=simulate.RANKS)
 
 
+@pytest.mark.parametrize(("shards", "ranks"), [(10, 4), (4, 4), (3, 5), (157, 512), (1734, 512)])
+def test_every_shard_has_one_rank_and_blocks_are_contiguous(shards, ranks):
+    found = simulate.blocks(shards, ranks)
+    assert [shard for block in found for shard in block] == list(range(shards))
+    sizes = [len(block) for block in found]
+    assert len(found) == ranks
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] - sizes[-1] <= 1
+
+
 def test_rows_of_ranks_with_a_short_last_shard_and_idle_ranks():
     assert simulate.rows_of_ranks(25, 10, 2).tolist() == [20, 5]
     assert simulate.rows_of_ranks(25, 10, 5).tolist() == [10, 10, 5, 0, 0]

@@ -35,7 +35,7 @@ from deepcluster.artifacts.safetensors_files import (
     write_checkpoint,
 )
 from deepcluster.artifacts.shards import Array, PlainRows, ZarrRows, plain_rows
-from deepcluster.artifacts.store import Store, StoreWriter, continue_store, write_rows, write_store
+from deepcluster.artifacts.store import Store, StoreWriter, continue_store, shard_count, write_rows, write_store
 from deepcluster.artifacts.uploading import Sent, plan_upload, send
 from deepcluster.artifacts.weight_files import WeightFile, read_weight_file, weights_sha256, write_weight_file
 
@@ -82,6 +82,7 @@ __all__ = [
     "remove",
     "remove_leavings",
     "send",
+    "shard_count",
     "text_sha256",
     "weights_sha256",
     "write_bundle_files",

@@ -274,6 +274,12 @@ def _refuse_foreign(folder: Path) -> None:
         refuse_foreign(folder, (folder / METADATA).read_bytes())
 
 
+def shard_count(shape: Sequence[int], dtype: Any) -> int:
+    """How many files the rows of such an array are written to (see `StoreWriter.begin`)."""
+    shard, _ = _layout(shape, np.dtype(dtype))
+    return -(-shape[0] // shard[0])
+
+
 def _layout(shape: Sequence[int], dtype: np.dtype[Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(shard shape, chunk shape): whole rows, chunks near CHUNK_BYTES, shards near SHARD_BYTES."""
     row = max(1, int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize)

@@ -8,6 +8,8 @@ first=$1 last=$2
 
 # Without it a restarted process may meet the addresses of those before it: each machine counts its own restarts.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+# The number of processes is chosen for train; of a small data set the other stages may have less to share out.
+export DEEPCLUSTER_ALLOW_IDLE=1
 
 for epoch in $(seq "$first" "$last"); do
   for stage in extract pca cluster train; do
