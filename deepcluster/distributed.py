@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 TIMEOUT = 1800.0  # seconds, as gloo's own
 _POLL = 0.02
 FOLLOWS = 3  # exit code of a process that stops only because another one does
+NO_ANSWER = "does not answer within"
 _FIRST_ERROR = "deepcluster/error"
 # How gloo, NCCL and the store say that another process is gone, or does not answer.
 _LOST = re.compile(r"gloo|nccl|TCPStore|DistStore|closed by peer|timed? ?out|reset by peer|broken pipe", re.IGNORECASE)
@@ -295,7 +296,7 @@ def _together() -> Iterator[None]:
         if not _LOST.search(str(error)):
             raise
         if _SLOW.search(str(error)):
-            why = f"does not answer within {timeout():g} s (DEEPCLUSTER_TIMEOUT)"
+            why = f"{NO_ANSWER} {timeout():g} s (DEEPCLUSTER_TIMEOUT)"
         else:
             why = "has ended or cannot be reached"
         raise LostProcessError(

@@ -95,6 +95,8 @@ def _cause(stage: str, processes: int, failures: Any) -> UserError:
     told = [each.error_file_data for each in failures.values() if "exit_code" in each.error_file_data]
     if mistakes := [each["message"] for each in told if each["exit_code"] == UserError.exit_code]:
         return UserError(mistakes[0])
+    if late := [each["message"] for each in told if distributed.NO_ANSWER in each["message"]]:
+        return LostProcessError(late[0])  # who did not answer was killed for it
     killed = {rank: each for rank, each in failures.items() if each.exitcode < 0 and each.exitcode != -signal.SIGTERM}
     if told and not killed:
         return LostProcessError(told[0]["message"])

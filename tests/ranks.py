@@ -13,10 +13,15 @@ from typing import Any
 
 import torch
 import torch.distributed  # loaded once, before the forks
+from conftest import CHECKOUT, digests
+from test_shards import small
 
-from deepcluster import processes
+from deepcluster import artifacts, layout, processes
 from deepcluster.distributed import Process, joined
+from stages.cluster import cluster
 from stages.common import main
+from stages.extract import extract
+from stages.pca import pca
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,35 @@ def environment(count: int) -> list[dict[str, str]]:
         "DEEPCLUSTER_TIMEOUT": "60",
     }
     return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
+SMALL = {"chunk": 64, "shard": 128}  # bytes: of the tests' features each row is a shard, of their components eight
+
+
+def small_shards(folder: Path) -> str:
+    """PYTHONPATH for processes that write chunks and shards of the size SMALL, as `test_shards.small` in this one."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "from deepcluster.artifacts import store\n"
+        f"store.CHUNK_BYTES, store.SHARD_BYTES = {SMALL['chunk']}, {SMALL['shard']}\n"
+    )
+    return os.pathsep.join([str(folder), str(CHECKOUT)])
+
+
+def digests_and_labels_of_one_process() -> tuple[dict[str, str], Any]:
+    """Files of features.zarr and labels as this process makes them in chunks and shards of the size SMALL; taken away.
+
+    The images' store stays as it is.
+    """
+    with small(**SMALL):
+        for path, stage in ((layout.features(1), extract), (layout.pca(1), pca), (layout.clusters(1), cluster)):
+            artifacts.remove(path)
+            stage(1)
+    labels_N = artifacts.open_store(layout.clusters(1), "clusters", made_by="cluster@1").read("labels")
+    found = digests(Path(), str(layout.features(1)))
+    for path in (layout.features(1), layout.pca(1), layout.clusters(1)):
+        artifacts.remove(path)
+    return found, labels_N
 
 
 def in_processes(count: int, work: Callable[[Process], Any], folder: Path) -> list[Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import CHECKOUT, command_environment, digests
+from ranks import digests_and_labels_of_one_process, small_shards
 from test_resuming import _settings, edit_params, ready  # noqa: F401 - fixtures
 
 from deepcluster import artifacts, layout
@@ -67,14 +68,15 @@ def lines(text: str) -> list[str]:
 
 
 def test_extract_and_cluster_give_what_one_process_gives(folder):
-    expected = digests(folder, str(layout.features(1)))
-    labels_N = artifacts.open_store(layout.clusters(1), "clusters", made_by="cluster@1").read("labels")
+    expected, labels_N = digests_and_labels_of_one_process()
+    path = small_shards(folder.parent / "small")
     for stage in ("extract", "pca", "cluster"):
-        out, err = (process := begun(folder, stage)).communicate(timeout=300)
+        out, err = (process := begun(folder, stage, PYTHONPATH=path)).communicate(timeout=300)
         assert process.returncode == 0, err
         assert len(err.splitlines()) == (1 if stage == "extract" else 0), err
         assert len(out.splitlines()) == (0 if stage == "extract" else 1), out
     assert digests(folder, str(layout.features(1))) == expected
+    assert sum("features/c/" in name for name in expected) == 48  # shards, so that both had some
     found_N = artifacts.open_store(layout.clusters(1), "clusters", made_by="cluster@1").read("labels")
     np.testing.assert_array_equal(found_N, labels_N)
 
@@ -94,6 +96,23 @@ def test_one_is_killed(folder):
     assert again.returncode == 0, err
     assert "train@1: continues at step " in err
     assert layout.checkpoint(1).exists()
+
+
+def test_one_that_hangs_ends_the_stage_after_the_time_out(folder):
+    edit_params(Path("params.yaml"), LONG)
+    parent = begun(folder, "train", DEEPCLUSTER_TIMEOUT="5", TORCH_ELASTIC_SHUTDOWN_TIMEOUT="5")
+    workers = workers_in_the_middle(parent)
+    os.kill(workers[1], signal.SIGSTOP)
+    stopped = time.monotonic()
+    out, err = parent.communicate(timeout=100)
+    assert time.monotonic() - stopped < 40  # both time-outs, and a machine that does other work
+    assert (parent.returncode, out) == (1, "")
+    assert lines(err) == [
+        "error: another process of this stage does not answer within 5 s (DEEPCLUSTER_TIMEOUT); nothing was published; "
+        "start the stage again"
+    ]
+    assert not any(alive(worker) for worker in workers)
+    assert not layout.checkpoint(1).exists()
 
 
 def test_ctrl_c_stops_all_and_the_same_command_goes_on(folder):

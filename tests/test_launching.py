@@ -79,6 +79,7 @@ def failure(exitcode: int, **told: object) -> SimpleNamespace:
     return SimpleNamespace(exitcode=exitcode, error_file_data=told, signal_name=lambda: name)
 
 
+LATE = {"message": "another process of this stage does not answer within 5 s", "exit_code": 1}
 ENDED = {"message": "another process of this stage has ended", "exit_code": 1}
 
 
@@ -96,6 +97,7 @@ ENDED = {"message": "another process of this stage has ended", "exit_code": 1}
             LostProcessError,
             "train@3: process 1 of 2 was killed by signal 9 (SIGKILL); the others were ended and nothing was published",
         ),
+        ({0: failure(1, **LATE), 1: failure(-9)}, LostProcessError, LATE["message"]),
         ({0: failure(1, **ENDED), 1: failure(3)}, LostProcessError, ENDED["message"]),
         (
             {0: failure(3), 1: failure(1)},

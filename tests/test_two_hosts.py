@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import CHECKOUT, command_environment, digests
+from ranks import digests_and_labels_of_one_process, small_shards
 from test_resuming import _settings, edit_params, ready  # noqa: F401 - fixtures
 
 from deepcluster import artifacts, layout
@@ -65,7 +66,7 @@ class Job:
 
     def __init__(self, hosts: list[str], folder: Path, stage: str, *, restarts: int = 0, **variables: str) -> None:
         self.hosts = hosts
-        environment = command_environment(folder.parent) | variables
+        environment = command_environment(folder.parent)
         environment |= {
             "PYTHONPATH": str(CHECKOUT),
             "GLOO_SOCKET_IFNAME": LINK,
@@ -73,7 +74,7 @@ class Job:
             "DEEPCLUSTER_PROGRESS_SECONDS": "0",
             "DEEPCLUSTER_TIMEOUT": "120",
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-        }
+        } | variables
         self.agents = [
             subprocess.Popen(
                 [
@@ -115,14 +116,13 @@ def losses() -> np.ndarray:
 
 
 def test_an_epoch_gives_what_one_process_gives(hosts, folder):
-    features = digests(folder, str(layout.features(1)))
-    labels_N = artifacts.open_store(layout.clusters(1), "clusters", made_by="cluster@1").read("labels")
     train(1)
     expected = losses()
-    for path in (layout.features(1), layout.pca(1), layout.clusters(1), layout.checkpoint(1)):
-        artifacts.remove(path)
+    artifacts.remove(layout.checkpoint(1))
+    features, labels_N = digests_and_labels_of_one_process()
+    path = small_shards(folder.parent / "small")
     for stage in ("extract", "pca", "cluster", "train"):
-        first, second = Job(hosts, folder, stage).ended()
+        first, second = Job(hosts, folder, stage, PYTHONPATH=path).ended()
         assert (first[0], second[0]) == (0, 0), (first, second)
     assert digests(folder, str(layout.features(1))) == features
     found_N = artifacts.open_store(layout.clusters(1), "clusters", made_by="cluster@1").read("labels")
