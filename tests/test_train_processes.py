@@ -115,16 +115,18 @@ def test_views_of_a_part_are_those_of_the_batch():
     assert all(torch.equal(state, expected) for state, expected in zip(own, states, strict=True))
 
 
+@pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("shape", [(9, 4), (9, 4, 3, 3)])
-def test_batch_norm_over_all_processes(tmp_path, shape):
+def test_batch_norm_over_all_processes(tmp_path, shape, affine):
     """Output, statistics and gradients of torch's batch norm over the whole batch."""
     torch.manual_seed(1)
     values, weights = torch.randn(shape) * 3 + 5, torch.randn(shape)
 
     def layer():
         torch.manual_seed(2)
-        found = (torch.nn.BatchNorm1d if len(shape) == 2 else torch.nn.BatchNorm2d)(4)
-        torch.nn.init.normal_(found.weight)
+        found = (torch.nn.BatchNorm1d if len(shape) == 2 else torch.nn.BatchNorm2d)(4, affine=affine)
+        if affine:
+            torch.nn.init.normal_(found.weight)
         return torch.nn.Sequential(found)
 
     def outcome(network, rows):

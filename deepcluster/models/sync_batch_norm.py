@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from deepcluster.distributed import sum_of_tensors
@@ -41,18 +42,9 @@ class SyncBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        shape = (1, -1, *(1 for _ in input.shape[2:]))
-        axes = [axis for axis in range(input.dim()) if axis != 1]
-        values = input.float()
-        counted = values.new_full((1,), input.numel() / input.shape[1])
-        summed = total(torch.cat([values.sum(axes), counted]))
-        count, mean_C = summed[-1].detach(), summed[:-1] / summed[-1].detach()
-        centred = values - mean_C.view(shape)
-        variance_C = total(centred.square().sum(axes)) / count
-        self._follow(mean_C.detach(), variance_C.detach() * count / (count - 1))
-        scaled = centred * (variance_C + self.eps).rsqrt().view(shape)
-        if self.affine:
-            scaled = scaled * self.weight.view(shape) + self.bias.view(shape)
+        with torch.autocast(input.device.type, enabled=False):
+            scaled, mean_C, variance_C, count = _Normalised.apply(input.float(), self.weight, self.bias, self.eps)
+        self._follow(mean_C, variance_C * count / (count - 1))
         return scaled.to(input.dtype)
 
     @torch.no_grad()
@@ -64,6 +56,44 @@ class SyncBatchNorm(_BatchNorm):
         momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean_C, momentum)
         self.running_var.lerp_(variance_C, momentum)
+
+
+class _Normalised(torch.autograd.Function):
+    """Batch norm of x [N, C, ...] and its gradient, in torch's own kernels for statistics that are given.
+
+    With x^ = (x - mean) / sigma, weight w and the gradient g of the output, the gradient of x is
+    w / sigma (g - sum(g) / n - x^ sum(g x^) / n), n, mean, sigma and sums being those of all processes.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        own, own_count = torch.batch_norm_update_stats(values, None, None, 0.0), values.numel() // values.shape[1]
+        mean_C, variance_C = (each.double() for each in own)
+        sums = torch.stack([torch.ones_like(mean_C), mean_C, variance_C + mean_C.square()]) * own_count
+        counts_C, sum_C, squares_C = sum_of_tensors(sums)
+        count = counts_C[0]
+        exact_mean_C = sum_C / count
+        mean_C = exact_mean_C.to(values.dtype)
+        variance_C = (squares_C / count - exact_mean_C.square()).clamp(min=0).to(values.dtype)
+        ctx.save_for_backward(values, weight, mean_C, variance_C, count)
+        ctx.eps = eps
+        scaled = F.batch_norm(values, mean_C, variance_C, weight, bias, eps=eps)
+        ctx.mark_non_differentiable(mean_C, variance_C, count)
+        return scaled, mean_C, variance_C, count
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+        values, weight, mean_C, variance_C, count = ctx.saved_tensors
+        of_values, along_C, sum_C = torch.ops.aten.native_batch_norm_backward(
+            gradient, values, weight, mean_C, variance_C, None, None, False, ctx.eps, [True, True, True]
+        )
+        all_along_C, all_sum_C = sum_of_tensors(torch.stack([along_C, sum_C]))
+        scale_C = (variance_C + ctx.eps).rsqrt() / count.to(values.dtype)
+        scale_C = -scale_C if weight is None else -scale_C * weight
+        of_values += F.batch_norm(values, mean_C, variance_C, scale_C * all_along_C, scale_C * all_sum_C, eps=ctx.eps)
+        return of_values, None if weight is None else along_C, None if weight is None else sum_C, None
 
 
 def total(values: Tensor) -> Tensor:
