@@ -120,13 +120,9 @@ def train_epoch(
     take a part of each batch each (`training_parts`), and yield the same; `sync_batch_norm`: see `network_of`.
     NumericsError when a loss is not finite, before that step changes any weight. UserError for two views that are one.
     """
-    backbone.to(device).to(memory_format=torch.channels_last).train()
-    heads.to(device).train()
-    keep_frozen_still(backbone)
+    _lay_out(backbone, heads, optimizers, device)
     scheduled = [optimizer for optimizer in optimizers if all(optimizer is not other for other in unscheduled)]
     rates = rates_of(scheduled)
-    for optimizer in optimizers:
-        lay_out_as_weights(optimizer)
     network = network_of(
         backbone, heads, compile=compile, process=process, device=device, sync_batch_norm=sync_batch_norm
     )
@@ -134,9 +130,8 @@ def train_epoch(
     parts = [part_of(len(batch), process) for batch in cut]
     own = [batch[part.rows] for batch, part in zip(cut, parts, strict=True)]
     for step, (images_BCHW, labels_B) in enumerate(uploaded(images, labels_N, own[taken:], device), start=taken + 1):
-        pixels, part = to_float(images_BCHW), parts[step - 1]
-        drawn = {"first": part.start, "whole": part.whole}
-        views = [augment(pixels, augmentation, generator, colour_generator, **drawn) for _ in range(objective.views)]
+        part = parts[step - 1]
+        views = _views(images_BCHW, objective.views, augmentation, generator, colour_generator, part)
         if step == 1 and len(views) > 1:
             _refuse_identical(views, part)
         inputs = normalise(views[0] if len(views) == 1 else torch.cat(views), mean, std)
@@ -147,11 +142,35 @@ def train_epoch(
         backward(terms.total, optimizers)  # a GPU goes on with this while its numbers are read
         loss, accuracy, labelled, contrasted = arriving.get().tolist()
         refuse_non_finite(loss, step)
-        set_rates(scheduled, rates, lr_factor(step, len(cut)))
+        set_rates(scheduled, rates, lr_factor(step, len(parts)))
         lr = optimizers[0].param_groups[0]["lr"]
         update(optimizers, clip_norm)
         contrastive = None if terms.contrastive is None else contrasted
         yield StepResult(step, part.whole, loss, accuracy, labelled, contrastive, lr)
+
+
+def _views(
+    images_BCHW: Tensor,
+    count: int,
+    augmentation: Augmentation,
+    generator: torch.Generator,
+    colour_generator: torch.Generator | None,
+    part: Part,
+) -> list[Tensor]:
+    """So many random views of a part of a batch, as of the whole batch they would be, float32 in [0, 1]."""
+    pixels, drawn = to_float(images_BCHW), {"first": part.start, "whole": part.whole}
+    return [augment(pixels, augmentation, generator, colour_generator, **drawn) for _ in range(count)]
+
+
+def _lay_out(
+    backbone: Backbone, heads: Heads, optimizers: Sequence[torch.optim.Optimizer], device: torch.device
+) -> None:
+    """In place: on the device, for training, in channels_last memory format, optimizers' state too."""
+    backbone.to(device).to(memory_format=torch.channels_last).train()
+    heads.to(device).train()
+    keep_frozen_still(backbone)
+    for optimizer in optimizers:
+        lay_out_as_weights(optimizer)
 
 
 def averaged(

@@ -117,13 +117,12 @@ def _train(
     optimizers = [optimizer, head_optimizer] if optimizer else [head_optimizer]
     average = None if settings.average is None else _average(checkpoint).to(device())
     indices, generators = _indices(params, epoch, images, clusters), augmenting(params, epoch)
-    pixels_NCHW = open_rows(images, process)
 
     def begin(taken: int) -> "Generator[StepResult]":
         steps = train_epoch(
             backbone,
             heads,
-            pixels_NCHW,
+            open_rows(images, process),
             labels_N,
             indices=indices,
             batch_size=settings.batch_size,
@@ -144,11 +143,11 @@ def _train(
             process=process,
             sync_batch_norm=settings.sync_batch_norm,
         )
-        return steps if average is None else averaged(steps, backbone, average, decay=settings.average or 0.0)
+        return averaged(steps, backbone, average, decay=settings.average or 0.0) if average else steps
 
     modules = {"backbone": backbone, "heads": heads} | ({"average": average} if average else {})
-    state = TrainingState(modules, optimizers, generators)
     count = len(batches(indices, settings.batch_size))
+    state = TrainingState(modules, optimizers, generators)
     results = take_steps(begin, state, progress, steps=count, images=len(indices), process=process)
     if process.first:
         _publish(params, epoch, images, checkpoint, heads, optimizer, head_optimizer, average)

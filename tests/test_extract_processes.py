@@ -4,7 +4,9 @@ import os
 import re
 import signal
 import sys
+import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,12 +21,13 @@ from deepcluster.distributed import Process
 from deepcluster.errors import LostProcessError
 from deepcluster.params import load_params
 from stages import common
-from stages.common import main
+from stages.common import main, open_images
 from stages.extract import extract
 from stages.report import report
 from stages.together import refuse_idle
 
 PUBLISHED = str(layout.features(1))
+WHOLE = layout.progress("extract", 1) / "features.zarr/features/c/3/0"
 
 
 @pytest.fixture(autouse=True)
@@ -78,13 +81,20 @@ def test_those_that_a_stage_has_started_itself_wait(monkeypatch, capsys):
 
 
 def killed(folder: Path, count: int, rank: int, batch: int, number: int = signal.SIGKILL) -> list[int]:
-    """Exit codes of processes of which one is killed in a batch, counted from 1."""
+    """Exit codes of processes of which one is killed in a batch, counted from 1; shard 3 is whole by then."""
 
     entered = ExitStack()
 
+    def end() -> None:
+        until = time.monotonic() + 60
+        while WHOLE.stat().st_size < 4 * (2 * 1024 + 4) + 4 * 16 + 4:  # chunks and their checksums, the index and its
+            assert time.monotonic() < until  # a thread writes
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
     def before(own: int) -> None:
         if own == rank:
-            entered.enter_context(OneProcess().batches(batch, lambda: os.kill(os.getpid(), number)))
+            entered.enter_context(OneProcess().batches(batch, end))
 
     return [each.code for each in stage_in_processes(extract, count, folder, before=before)]
 
@@ -94,8 +104,7 @@ def test_another_number_of_processes_goes_on_after_a_kill(expected, again, tmp_p
     """Of two processes the second dies in its last batch, so that its first shards are whole."""
     assert killed(tmp_path / "ranks", 2, 1, 5) == [LostProcessError.exit_code, -signal.SIGKILL]
     assert not layout.features(1).exists()
-    whole = layout.progress("extract", 1) / "features.zarr/features/c/3/0"
-    made = whole.stat().st_mtime_ns
+    made = WHOLE.stat().st_mtime_ns
     if again == 1:
         with OneProcess().batches() as begun:
             extract(1)
@@ -143,6 +152,20 @@ def test_params_that_differ_are_refused_before_any_work(tmp_path):
         "then start them again\n"
     )
     assert not layout.features(1).exists()
+
+
+def test_other_images_are_refused_before_any_work(tmp_path):
+    def other_images(rank: int) -> None:
+        if rank:
+            found = open_images()
+            other = replace(found, attributes={**found.attributes, "digest": "other"})
+            pytest.MonkeyPatch().setattr("stages.extract.open_images", lambda: other)
+
+    ended = stage_in_processes(extract, 2, tmp_path / "ranks", before=other_images)
+    said = "extract@1: process 1 of 2 was given other images than process 0; give all the same, then start them again"
+    assert "".join(each.err for each in ended) == f"error: {said}\n"
+    assert not layout.features(1).exists()
+    assert not layout.PROGRESS.exists()
 
 
 def other_params(rank: int) -> None:

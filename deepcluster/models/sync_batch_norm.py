@@ -42,6 +42,7 @@ class SyncBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
+        scaled: Tensor
         with torch.autocast(input.device.type, enabled=False):
             scaled, mean_C, variance_C, count = _Normalised.apply(input.float(), self.weight, self.bias, self.eps)
         self._follow(mean_C, variance_C * count / (count - 1))
