@@ -104,8 +104,8 @@ def test_one_that_hangs_ends_the_stage_after_the_time_out(folder):
     workers = workers_in_the_middle(parent)
     os.kill(workers[1], signal.SIGSTOP)
     stopped = time.monotonic()
-    out, err = parent.communicate(timeout=100)
-    assert time.monotonic() - stopped < 40  # both time-outs, and a machine that does other work
+    out, err = parent.communicate(timeout=300)
+    assert time.monotonic() - stopped < 120  # both time-outs, and a machine that does other work
     assert (parent.returncode, out) == (1, "")
     assert lines(err) == [
         "error: another process of this stage does not answer within 5 s (DEEPCLUSTER_TIMEOUT); nothing was published; "
