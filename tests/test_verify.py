@@ -21,17 +21,6 @@ PROVENANCE = artifacts.Provenance(samples=3, ids="0" * 64, epoch=1, seed=7, para
 
 
 @pytest.fixture
-def inside(finished, monkeypatch) -> Project:
-    """The finished run as current folder, with its DVC: for commands that change nothing."""
-    monkeypatch.chdir(finished.root)
-    for name, value in finished.environment.items():
-        if name.startswith(("DVC", "GIT_", "OMP")):
-            monkeypatch.setenv(name, value)
-    monkeypatch.delenv("COLUMNS", raising=False)
-    return finished
-
-
-@pytest.fixture
 def copied(project, monkeypatch) -> Project:
     """A copy of it to change, as current folder; its artifacts writable, which DVC's links are not."""
     monkeypatch.chdir(project.root)
@@ -58,16 +47,16 @@ def unlink(path: Path) -> Path:
     return path
 
 
-def test_stages_that_give_the_same_bytes(inside, outcome):
-    before = state(inside.root)
+def test_stages_that_give_the_same_bytes(copied, outcome):
+    before = state(copied.root)
     status, out, err = outcome("verify", "pca", "cluster", "--epoch", "2")
     assert (status, err) == (0, "")
     first, second, last = out.splitlines()
     assert first.startswith("[1/2] pca@2      same: ")
     assert second.startswith("[2/2] cluster@2  same: ")
     assert last == "2 stages run again: 2 same"
-    assert state(inside.root) == before
-    assert not list((inside.root / ".dvc/tmp").glob("verify-*"))
+    assert state(copied.root) == before
+    assert not list((copied.root / ".dvc/tmp").glob("verify-*"))
 
 
 def test_a_difference_is_named_with_its_size(copied, outcome):
