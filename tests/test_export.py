@@ -67,8 +67,8 @@ class TestTorchvision:
             (describe("resnet18", 96), "fc"),
             (describe("resnet18", 96, channels=1), "fc"),
             (describe("resnet34", 32, sobel=True), "fc"),
-            (describe("resnet50", 65, grayscale=True), "fc"),
-            (describe("vgg16", 32, channels=1), "classifier.6"),
+            pytest.param(describe("resnet50", 65, grayscale=True), "fc", marks=pytest.mark.slow),
+            pytest.param(describe("vgg16", 32, channels=1), "classifier.6", marks=pytest.mark.slow),
             pytest.param(describe("vgg16", 96, sobel=True), "classifier.6", marks=pytest.mark.slow),
         ],
     )

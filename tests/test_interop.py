@@ -137,6 +137,7 @@ def assert_same_features(backbone: Backbone, theirs: nn.Module, description: Bac
 
 
 class TestOriginalDeepCluster:
+    @pytest.mark.slow
     def test_alexnet_with_sobel_at_the_papers_size(self, folder):
         theirs = alexnet_file(channels=2, stem=(11, 4, 2), map_size=6, sobel=True)
         path = save_original(folder / "checkpoint.pth.tar", theirs, "alexnet")
@@ -155,9 +156,8 @@ class TestOriginalDeepCluster:
         assert_same_features(backbone, theirs, description)
         assert int(backbone.body[0][1].num_batches_tracked) == 0
 
-    @pytest.mark.parametrize(
-        ("size", "map_size", "sobel"), [(32, 2, False), pytest.param(224, 7, True, marks=pytest.mark.slow)]
-    )
+    @pytest.mark.slow
+    @pytest.mark.parametrize(("size", "map_size", "sobel"), [(32, 2, False), (224, 7, True)])
     def test_vgg16(self, folder, size, map_size, sobel):
         theirs = vgg_file(channels=2 if sobel else 3, map_size=map_size, first_pooling=size > 64, sobel=sobel)
         path = save_original(folder / "checkpoint.pth.tar", theirs, "vgg16")
@@ -518,6 +518,7 @@ class TestInitialise:
         torch.save({name[5:]: value for name, value in theirs.state_dict().items()}, "resnet18.pth")
         assert_same_features(self.started_from(outcome, "resnet18.pth", arch="resnet18"), theirs, description)
 
+    @pytest.mark.slow
     def test_original(self, workspace, outcome):
         edit_params(Path("params.yaml"), {"data.image_size": 224, "data.grayscale": False})
         status, _, err = outcome("prepare")

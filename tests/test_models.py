@@ -49,6 +49,7 @@ PARAMETERS = {
     "resnet101": (42_492_480, 42_492_480, 42_492_480, 42_500_160, 42_500_160),
     "resnet152": (58_136_128, 58_136_128, 58_136_128, 58_143_808, 58_143_808),
 }
+TAKES_SECONDS = [("vgg16", 32), ("vgg16", 64), ("vgg16", 96), ("resnet50", 64), ("resnet50", 96), ("alexnet", 96)]
 APPLICABLE = [(arch, size) for arch in ARCHS for size, count in zip(SIZES, PARAMETERS[arch], strict=True) if count]
 
 
@@ -89,7 +90,7 @@ def test_fewer_channels_leave_out_weights_of_the_first_layer_alone(arch, channel
         pytest.param(
             arch,
             size,
-            marks=slow_if(arch in ("resnet101", "resnet152") or size == 224 or (arch, size) == ("vgg16", 96)),
+            marks=slow_if(arch in ("resnet101", "resnet152") or size == 224 or (arch, size) in TAKES_SECONDS),
         )
         for arch, size in APPLICABLE
     ],
@@ -113,9 +114,9 @@ def test_forward_and_backward(arch, size):
     ("arch", "size"),
     [("convnet", size) for size in (8, 28, 32, 64)]
     + [("feedforward", size) for size in (1, 8, 65)]
-    + [("vgg16", size) for size in (16, 17, 31, 32, 64, 65)]
+    + [pytest.param("vgg16", size, marks=slow_if(size > 32)) for size in (16, 17, 31, 32, 64, 65)]
     + [("resnet18", size) for size in (8, 32, 65)]
-    + [("alexnet", size) for size in (20, 28, 32, 63, 64, 127, 128)],
+    + [pytest.param("alexnet", size, marks=slow_if(size > 32)) for size in (20, 28, 32, 63, 64, 127, 128)],
 )
 def test_every_supported_size_gives_one_finite_feature_row_an_image(arch, size):
     model = backbone(arch, channels=3, image_size=size)

@@ -251,6 +251,7 @@ class TestExperiments:
         assert sizes["k"] == 3
         assert self.shown(short)["cluster"]["k"] == 3
 
+    @pytest.mark.slow
     def test_in_a_temporary_copy_with_that_copy_s_code(self, short):
         before = short.digests()
         stage = short.root / "stages/cluster.py"

@@ -343,8 +343,10 @@ def write_data(name: str, root: Path) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        # slow: mnist differs from mnist-cpu in numbers alone, digits is what the other tests run
-        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in ("mnist", "digits") else [])
+        # slow: mnist differs from mnist-cpu in numbers alone, digits is what other tests run, cifar10 trains long
+        pytest.param(
+            path, id=path.stem, marks=[pytest.mark.slow] if path.stem in ("mnist", "digits", "cifar10") else []
+        )
         for path in RECIPES
         if path not in (PAPER, V2)
     ],

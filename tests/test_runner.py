@@ -116,6 +116,7 @@ def test_a_lock_file_with_something_else_in_it_is_not_cut(text):
     assert lockfile.salvaged(text) is None
 
 
+@pytest.mark.slow
 def test_a_comment_in_the_lock_file_survives_a_run(project, here):
     path = project.root / "dvc.lock"
     path.write_text(path.read_text().replace("  prepare:\n", "  # a remark\n  prepare:\n"))

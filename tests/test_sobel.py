@@ -41,7 +41,7 @@ def images():
     return artifacts.open_store(layout.IMAGES, "images", made_by="prepare")
 
 
-@pytest.mark.parametrize("kind", ["colour", "grey"])
+@pytest.mark.parametrize("kind", ["colour", pytest.param("grey", marks=pytest.mark.slow)])
 def test_sobel(workspace, outcome, kind):
     settings = {"data__root": str(write_coloured(Path("coloured"))), "data__grayscale": kind == "grey"}
     summary = run(outcome, model__sobel=True, **settings)
@@ -69,6 +69,7 @@ def test_without_sobel_there_is_no_such_baseline(workspace, outcome):
     assert "k-means on Sobel" not in Path("data/report/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_grayscale(workspace, outcome):
     run(outcome, data__root=str(write_coloured(Path("coloured"))), data__grayscale=False, model__grayscale=True)
     assert images().shape("images")[1] == 3

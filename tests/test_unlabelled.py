@@ -49,7 +49,7 @@ def everything(run, **data: object) -> str:
     return run("summary")
 
 
-@pytest.mark.parametrize("split", ["unlabeled", "train+unlabeled"])
+@pytest.mark.parametrize("split", [pytest.param("unlabeled", marks=pytest.mark.slow), "train+unlabeled"])
 def test_stl10(run, split: str) -> None:
     write_stl10(Path("files"), "train", noise(8, 3, 96, 96, seed=1))
     write_stl10(Path("files"), "unlabeled", noise(32, 3, 96, 96, seed=2))
