@@ -10,8 +10,8 @@ from ruamel.yaml.error import YAMLError
 
 from deepcluster.errors import ParamsError, UserError, nearest
 from deepcluster.params import Params
-from deepcluster.params.edit import edited
-from deepcluster.params.file import parse, read_text, validated
+from deepcluster.params.edit import overridden
+from deepcluster.params.file import parse, read_text
 
 FILE = Path(__file__).with_name("experiments.yaml")
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -64,17 +64,15 @@ class Experiment(BaseModel):
 
     def params(self, seed: int, project: Path = CHECKOUT) -> Params:
         """The settings of one run, as the project's recipe has them now; ParamsError if they are not valid."""
-        path = project / self.recipe_file
         try:
-            text, _ = edited(_text(path), self.overrides(seed), Path(self.recipe_file))
+            return overridden(_content(project / self.recipe_file), self.overrides(seed), Path(self.recipe_file))
         except ParamsError as error:
             raise ExperimentsError(f"experiment {self.name}: {error}") from None
-        return validated(parse(text, path), path)
 
 
 @functools.cache
-def _text(path: Path) -> str:
-    return read_text(path)
+def _content(path: Path) -> dict[str, Any]:
+    return parse(read_text(path), path)
 
 
 def load_experiments(path: Path = FILE) -> dict[str, Experiment]:

@@ -34,27 +34,17 @@ def fresh(unstarted, tmp_path):
     return unstarted.clone(tmp_path / "a fresh clone")
 
 
-@pytest.fixture(scope="module")
-def whole(unstarted, tmp_path_factory):
-    """A run from nothing, as a person starts it, and what it prints. Only for tests that change nothing."""
-    project = unstarted.clone(tmp_path_factory.mktemp("whole") / "a whole run")
-    return project, project.run("deepcluster", "run").stdout
-
-
-@pytest.mark.xdist_group("a whole run")
-def test_run_gives_the_bytes_and_the_lock_of_repro_and_each_leaves_the_other_nothing_to_do(whole, finished):
-    project, output = whole
-    assert len(ran_in_process(output)) == 2 + 2 * 4 + 2
-    assert project.digests() == finished.digests()
-    assert (project.root / "dvc.lock").read_bytes() == (finished.root / "dvc.lock").read_bytes()
+def test_run_gives_the_bytes_and_the_lock_of_repro_and_each_leaves_the_other_nothing_to_do(fresh, project, said):
+    assert len(ran_in_process(said)) == 2 + 2 * 4 + 2
+    assert len(fresh.repro()) == 2 + 2 * 4 + 2
+    assert project.digests() == fresh.digests()
+    assert (project.root / "dvc.lock").read_bytes() == (fresh.root / "dvc.lock").read_bytes()
     assert "Data and pipelines are up to date" in project.dvc("status").stdout
     assert project.repro() == []
 
 
-@pytest.mark.xdist_group("a whole run")
-def test_run_shows_a_row_of_the_epoch_table_as_each_epoch_ends(whole):
-    project, output = whole
-    lines = output.splitlines()
+def test_run_shows_a_row_of_the_epoch_table_as_each_epoch_ends(finished, said):
+    project, lines = finished, said.splitlines()
     headers = [index for index, line in enumerate(lines) if line.split()[:2] == ["epoch", "loss"]]
     first, second = (lines[index + 1].split() for index in headers)
     assert [first[0], second[0]] == ["1/2", "2/2"]

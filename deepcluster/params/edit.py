@@ -26,6 +26,10 @@ GAP = 2  # spaces in front of a comment, at least
 MISSING = object()
 
 
+Setting = tuple[tuple[str, ...], str, Any]
+"""Key, value as it was typed, and value of one override."""
+
+
 @dataclass(frozen=True)
 class Change:
     """A key with its value before and after; `given`: whether the file named it before (else it was the default)."""
@@ -48,16 +52,8 @@ def edited(text: str, overrides: Sequence[str], path: Path = PARAMS_FILE) -> tup
     A key that the text leaves to its default is added to its section, unless the value is that default. ParamsError
     with every mistake, in overrides and of the whole afterwards, one a line, each naming `path`.
     """
-    content, mistakes, settings = parse(text, path), list[str](), list[tuple[tuple[str, ...], str, Any]]()
-    for override in overrides:
-        try:
-            settings.append(_parsed(override, path))
-        except ParamsError as error:
-            mistakes.append(str(error))
-    wanted = deepcopy(content)
-    for parts, _, value in settings:
-        _put(wanted, parts, value)
-    params = validated(wanted, path, mistakes)
+    content = parse(text, path)
+    params, settings = _overridden(content, overrides, path)
     changes = []
     for parts, typed, value in settings:
         change = _change(content, parts, value)
@@ -69,6 +65,25 @@ def edited(text: str, overrides: Sequence[str], path: Path = PARAMS_FILE) -> tup
     return text, changes
 
 
+def overridden(content: dict[str, Any], overrides: Sequence[str], path: Path = PARAMS_FILE) -> Params:
+    """What `edited` makes of the sections `content`, without their text; ParamsError as there."""
+    return _overridden(content, overrides, path)[0]
+
+
+def _overridden(content: dict[str, Any], overrides: Sequence[str], path: Path) -> tuple[Params, list[Setting]]:
+    """The params after the overrides, and these, parsed."""
+    mistakes, settings = list[str](), list[Setting]()
+    for override in overrides:
+        try:
+            settings.append(_parsed(override, path))
+        except ParamsError as error:
+            mistakes.append(str(error))
+    wanted = deepcopy(content)
+    for parts, _, value in settings:
+        _put(wanted, parts, value)
+    return validated(wanted, path, mistakes), settings
+
+
 def leaves(section: type[BaseModel] = Params, prefix: str = "") -> Iterator[str]:
     """The dotted name of every key that holds a value, in the schema's order."""
     for name, field in section.model_fields.items():
@@ -78,7 +93,7 @@ def leaves(section: type[BaseModel] = Params, prefix: str = "") -> Iterator[str]
             yield f"{prefix}{name}"
 
 
-def _parsed(override: str, path: Path) -> tuple[tuple[str, ...], str, Any]:
+def _parsed(override: str, path: Path) -> Setting:
     """Key, value as it was typed and value of one override, the key being one that holds a value."""
     key, equals, typed = (part.strip() for part in override.partition("="))
     if not key or not equals:
