@@ -120,6 +120,7 @@ class TestManners:
         assert out == ""
         assert [line.split(":")[0] for line in err.splitlines()] == ["epoch 1", "epoch 2"]
 
+    @pytest.mark.slow
     def test_it_is_imported_when_it_is_asked_for(self):
         code = "import sys, deepcluster; assert 'torch' not in sys.modules; deepcluster.DeepCluster(k=4)"
         assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -409,6 +409,7 @@ class TestCommands:
         )
         assert outcome("plan")[1].splitlines() == ["stages/schedule.yaml: 5 epochs"]
 
+    @pytest.mark.slow
     def test_a_stage_works_with_what_it_is_told_under_either_name(self, outcome):
         status, out, err = outcome("prepare", "-S", "data.image_size=16")
         assert status == 0, err

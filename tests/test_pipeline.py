@@ -181,6 +181,7 @@ class TestStaleSchedule:
         assert project.digests() == {}
         assert not (project.root / "dvc.lock").exists()
 
+    @pytest.mark.slow
     def test_stops_a_finished_run_and_loses_nothing(self, project):
         before, locked = project.digests(), (project.root / "dvc.lock").read_bytes()
         project.set_params(epochs=1)
@@ -207,6 +208,7 @@ class TestPartsOfARun:
         assert {path.split("/")[2] for path in found if path.startswith(("data/epochs", "data/history"))} == {"0", "1"}
         assert not (project.root / "data/evaluation").exists()
 
+    @pytest.mark.slow
     def test_one_stage_forced_gives_the_same_bytes(self, project):
         before, locked = project.digests(), (project.root / "dvc.lock").read_bytes()
         assert project.repro("--single-item", "--force", "extract@2") == ["extract@2"]

@@ -158,6 +158,7 @@ class TestFaults:
         assert said.startswith(f"error: {url(clone)}: cannot be reached (")
         assert said.endswith("); check the network and `dvc remote list`")
 
+    @pytest.mark.slow
     def test_wrong_credentials(self, clone, here):
         with refusing_server(403) as address:
             said = here(to_s3(clone, address), "run", "--pull", status=2).splitlines()[-1]

@@ -34,6 +34,7 @@ def fresh(unstarted, tmp_path):
     return unstarted.clone(tmp_path / "a fresh clone")
 
 
+@pytest.mark.slow
 def test_run_gives_the_bytes_and_the_lock_of_repro_and_each_leaves_the_other_nothing_to_do(fresh, project, said):
     assert len(ran_in_process(said)) == 2 + 2 * 4 + 2
     assert len(fresh.repro()) == 2 + 2 * 4 + 2
@@ -116,6 +117,7 @@ def test_a_comment_in_the_lock_file_survives_a_run(project, here):
     assert project.repro() == []
 
 
+@pytest.mark.slow
 def test_after_repro_run_has_nothing_to_do_and_does_what_a_change_touches(project, here):
     assert "everything is up to date" in here(project, "run")
     project.set_params(evaluate__gallery=3)
@@ -317,6 +319,7 @@ def test_only_our_own_commands_are_called_in_process(command, module, arguments)
     assert runner._parse(command) == (runner.STAGES.get(module), arguments)
 
 
+@pytest.mark.slow
 def test_a_file_of_weights_that_has_changed_is_refused_before_any_work(project, here):
     shutil.copyfile(project.root / "data/epochs/2/checkpoint/model.safetensors", project.root / "w.safetensors")
     here(project, "run", "initialise", "-S", "model.weights=w.safetensors")

@@ -363,6 +363,7 @@ class TestHelp:
         assert all(f"`{name}`" in text for name in sections)
 
 
+@pytest.mark.slow
 def test_a_stage_is_the_same_command_under_both_names(workspace):
     original = workspace.digests("data/epochs/1/features.zarr")
     assert original
