@@ -50,16 +50,6 @@ def in_order(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
                 future.cancel()
 
 
-def ahead(items: Iterable[T]) -> Iterator[T]:
-    """The items, the next one being made by a thread while the caller works on the one before."""
-    iterator, end = iter(items), object()
-    with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(next, iterator, end)
-        while (item := following.result()) is not end:
-            following = pool.submit(next, iterator, end)
-            yield item  # type: ignore[misc]
-
-
 def workers() -> int:
     """How many threads work on blocks at once; processes of one stage share the machine's cores."""
     return min(max(1, _available_cores() // processes_here()), _MOST_WORKERS)

@@ -15,7 +15,8 @@ from deepcluster.errors import NumericsError
 from deepcluster.models.build import Backbone, Precision, autocast, compiled
 from deepcluster.pixels import normalise, to_float
 from deepcluster.progress import counted
-from deepcluster.transfer import Arriving, ahead, sent, staging
+from deepcluster.threads import ahead
+from deepcluster.transfer import Arriving, sent, staging
 
 ROWS_NAMED = 5
 
@@ -63,7 +64,7 @@ def extract_features(
         filled[len(rows_BCHW) :] = rows_BCHW[-1:]  # kernels, and so rounding, do not depend on N
         return start, len(rows_BCHW), batch
 
-    for start, rows, batch in ahead(collect, range(first // batch_size * batch_size, stop, batch_size)):
+    for start, rows, batch in ahead(map(collect, range(first // batch_size * batch_size, stop, batch_size))):
         # entered for each batch, so that the caller's code between two batches does not run in inference mode
         with torch.inference_mode(), autocast(device, precision):
             inputs = normalise(to_float(sent(batch, device)), mean, std).contiguous(memory_format=torch.channels_last)

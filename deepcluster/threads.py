@@ -1,7 +1,12 @@
-"""What a process settles before torch and faiss load: how OpenMP's threads wait, and what malloc keeps."""
+"""What a process settles before torch and faiss load: how threads wait, what malloc keeps. And a thread ahead."""
 
 import ctypes
 import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
 
 SPINS = 1000
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -39,3 +44,13 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):  # not glibc
         return False
     return bool(mallopt(_TRIM_THRESHOLD, _KEPT)) and bool(mallopt(_MMAP_THRESHOLD, _LARGEST))
+
+
+def ahead(items: Iterable[T]) -> Iterator[T]:
+    """The items, the next one being made by a thread while the caller works on the one before."""
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, iterator, end)
+        while (item := following.result()) is not end:
+            following = pool.submit(next, iterator, end)
+            yield item  # type: ignore[misc]

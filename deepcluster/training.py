@@ -22,8 +22,9 @@ from deepcluster.lars import LARS
 from deepcluster.models.build import Backbone, Precision, autocast
 from deepcluster.models.heads import Heads
 from deepcluster.pixels import normalise, to_float
+from deepcluster.threads import ahead
 from deepcluster.training_parts import Part, network_of, part_of
-from deepcluster.transfer import Arriving, ahead, sent, staging
+from deepcluster.transfer import Arriving, sent, staging
 
 ON_PSEUDO_LABELS = Objective()
 LEAST_IMAGES = 32
@@ -207,7 +208,7 @@ def uploaded(
         np.take(images, rows, axis=0, out=batch.numpy(), mode="clip")  # by default it would fill a buffer first
         return batch, torch.from_numpy(labels_N[rows].astype(np.int64))
 
-    for images_BCHW, labels_B in ahead(collect, rows_of_batches):
+    for images_BCHW, labels_B in ahead(map(collect, rows_of_batches)):
         yield sent(images_BCHW, device), sent(labels_B, device)
 
 

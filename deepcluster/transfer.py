@@ -1,14 +1,9 @@
 """To the device and back, without waiting for what need not be waited for."""
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-Item = TypeVar("Item")
-Made = TypeVar("Made")
 
 
 def staging(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -19,18 +14,6 @@ def staging(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> T
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """A host tensor on the device. A GPU is not waited for where the memory is pinned; it is used again after that."""
     return tensor.to(device, non_blocking=True)
-
-
-def ahead(make: Callable[[Item], Made], items: Sequence[Item]) -> Iterator[Made]:
-    """make(item) of every item in turn; a thread makes the next one meanwhile."""
-    if not items:
-        return
-    with ThreadPoolExecutor(1) as pool:
-        upcoming = pool.submit(make, items[0])
-        for following in items[1:]:
-            made, upcoming = upcoming.result(), pool.submit(make, following)
-            yield made
-        yield upcoming.result()
 
 
 class Arriving:

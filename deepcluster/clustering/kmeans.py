@@ -92,12 +92,9 @@ def kmeans(
     on_gpu = uses_gpu(backend, gpu)
     rows_Nd = l2_normalize(rows_Nd) if spherical else np.ascontiguousarray(rows_Nd, dtype=np.float32)
     origin_d = np.zeros(rows_Nd.shape[1], np.float32)
-    start: Init | NDArray[np.float32] = init
     if not spherical:
         origin_d = rows_Nd.mean(axis=0, dtype=np.float64).astype(np.float32)
-    if initial_centroids_Kd is not None:
-        start = np.subtract(initial_centroids_Kd, origin_d, dtype=np.float32)
-        start, restarts = (l2_normalize(start) if spherical else start), 1
+    start, restarts = starting(init, initial_centroids_Kd, origin_d, restarts, spherical=spherical)
     nearby_Nd = rows_Nd if spherical else rows_Nd - origin_d
     best: _Run | None = None
     for run in range(restarts):
@@ -141,6 +138,21 @@ def sample_numbers(count: int, k: int, points_per_centroid: int | None, seed: in
     if points_per_centroid is None or count <= k * points_per_centroid:
         return None
     return np.sort(np.random.default_rng(seed).choice(count, k * points_per_centroid, replace=False))
+
+
+def starting(
+    init: Init,
+    initial_Kd: NDArray[np.float32] | None,
+    origin_d: NDArray[np.float32],
+    restarts: int,
+    *,
+    spherical: bool,
+) -> tuple[Init | NDArray[np.float32], int]:
+    """What runs start from, about `origin_d`, and how many there are: one from centroids that are given."""
+    if initial_Kd is None:
+        return init, restarts
+    moved_Kd = np.subtract(initial_Kd, origin_d, dtype=np.float32)
+    return l2_normalize(moved_Kd) if spherical else moved_Kd, 1
 
 
 def falling(before: NDArray[np.float64], final: float) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from deepcluster.blockwise import l2_normalize
 from deepcluster.clustering.assignment import assign, on_gpus, slices, squared_distances
 from deepcluster.clustering.backends import Init, uses_gpu
-from deepcluster.clustering.kmeans import Clustering, check_clusters, falling, run_seed, sample_numbers
+from deepcluster.clustering.kmeans import Clustering, check_clusters, falling, run_seed, sample_numbers, starting
 from deepcluster.distributed import Process
 
 _SUMMED_ROWS = 1 << 15  # at once, in float64
@@ -96,10 +96,7 @@ def kmeans_of_parts(
     rows_Md = l2_normalize(part.rows_Md) if spherical else np.ascontiguousarray(part.rows_Md, dtype=np.float32)
     part = replace(part, rows_Md=rows_Md)
     origin_d = np.zeros(rows_Md.shape[1], np.float32) if spherical else _mean(part)
-    start: Init | NDArray[np.float32] = init
-    if initial_centroids_Kd is not None:
-        start = np.subtract(initial_centroids_Kd, origin_d, dtype=np.float32)
-        start, restarts = (l2_normalize(start) if spherical else start), 1
+    start, restarts = starting(init, initial_centroids_Kd, origin_d, restarts, spherical=spherical)
     nearby = replace(part, rows_Md=rows_Md - origin_d)
     best: _Run | None = None
     for run in range(restarts):

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcluster.blockwise import ahead, in_order, one_thread_a_product
+from deepcluster.blockwise import in_order, one_thread_a_product
 from deepcluster.distributed import ALONE, Process
 from deepcluster.errors import NumericsError
+from deepcluster.threads import ahead
 
 WIDE = 1024
 _PANEL = 256  # rows of the covariance that one product fills
