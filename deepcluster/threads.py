@@ -3,7 +3,6 @@
 import ctypes
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -48,6 +47,8 @@ def keep_freed_memory() -> bool:
 
 def ahead(items: Iterable[T]) -> Iterator[T]:
     """The items, the next one being made by a thread while the caller works on the one before."""
+    from concurrent.futures import ThreadPoolExecutor  # not for every process that settles its threads
+
     iterator, end = iter(items), object()
     with ThreadPoolExecutor(1) as pool:
         following = pool.submit(next, iterator, end)
