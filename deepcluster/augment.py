@@ -50,6 +50,8 @@ class Augmentation:
     saturation: float = 0.0
     hue: float = 0.0
     """Turn of the colour circle, drawn from -hue to +hue, where 1 is a full turn."""
+    grayscale: float = 0.0
+    """Share of the images that lose their colours."""
     autocontrast: float = 0.0
     """Share of the images whose darkest value becomes 0 and brightest 1, each channel on its own."""
     equalize: float = 0.0
@@ -80,13 +82,15 @@ def augment(
     `first`, `whole`: these are images of a batch of `whole`, from number `first` on, and are drawn for as there.
 
     Crop first, then flips, then shear, rotate, zoom and move about the centre; then brightness, contrast, saturation,
-    hue, autocontrast, equalize. Both generators live on the CPU. Vertical flip and colour draw from the second; if that
-    is None, from one that is seeded with what a copy of `generator` draws first, so that they too differ from call to
-    call while `generator` goes on as if there were no colour.
+    hue, grayscale, autocontrast, equalize. Both generators live on the CPU. Vertical flip and colour draw from the
+    second; if that is None, from one that is seeded with what a copy of `generator` draws first, so that they too
+    differ from call to call while `generator` goes on as if there were no colour. Grayscale draws from one beside the
+    second in the same way.
     """
     count, _, height, width = images_NCHW.shape
     other = _beside(generator) if colour_generator is None else colour_generator
     drawn, own = whole or count, slice(first, first + count)
+    grey_N = _become_grey(augmentation.grayscale, drawn, other)[own]
     colour_DN = torch.rand((COLOUR_DRAWS, drawn), generator=other)[:, own]
     uniform_DN = torch.rand((DRAWS, drawn), generator=generator)[:, own]
     crop_N33 = _crop(augmentation, uniform_DN[: 2 * CROP_TRIES + 2], aspect=width / height)
@@ -97,7 +101,7 @@ def augment(
     shape = [*images_NCHW.shape[:2], size or height, size or width]
     grid_NHW2 = F.affine_grid(theta_N23, shape, align_corners=False)
     moved_NCHW = F.grid_sample(images_NCHW, grid_NHW2, padding_mode=augmentation.padding, align_corners=False)
-    return _coloured(moved_NCHW, augmentation, colour_DN[1:])
+    return _coloured(moved_NCHW, augmentation, colour_DN[1:], grey_N)
 
 
 def _between(low: float, high: float, uniform: Tensor) -> Tensor:
@@ -156,11 +160,18 @@ def _beside(generator: torch.Generator) -> torch.Generator:
     return torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=copy)))
 
 
-def _coloured(images_NCHW: Tensor, augmentation: Augmentation, uniform_DN: Tensor) -> Tensor:
-    """The changes that are on, in a fixed order, each with its own row of the draws."""
+def _become_grey(share: float, count: int, generator: torch.Generator) -> Tensor:
+    """Which of so many images; bool [N]."""
+    if not share:
+        return torch.zeros(count, dtype=torch.bool)
+    return torch.rand(count, generator=_beside(generator)) < share
+
+
+def _coloured(images_NCHW: Tensor, augmentation: Augmentation, uniform_DN: Tensor, grey_N: Tensor) -> Tensor:
+    """The changes that are on, in a fixed order, each with its own row of the draws; `grey_N`: which become grey."""
     factors = (augmentation.brightness, augmentation.contrast, augmentation.saturation)
     shares = (augmentation.autocontrast, augmentation.equalize)
-    if not any((*factors, augmentation.hue, *shares)):
+    if not any((*factors, augmentation.hue, augmentation.grayscale, *shares)):
         return images_NCHW
     drawn_DN = uniform_DN[:4].to(images_NCHW)
     for change, strength, drawn_N in zip(
@@ -170,6 +181,7 @@ def _coloured(images_NCHW: Tensor, augmentation: Augmentation, uniform_DN: Tenso
             images_NCHW = change(images_NCHW, _between(1 - strength, 1 + strength, drawn_N))
     if augmentation.hue:
         images_NCHW = colour.turn_hue(images_NCHW, _between(-augmentation.hue, augmentation.hue, drawn_DN[3]))
+    images_NCHW = _for_some(images_NCHW, colour.to_grey, grey_N)
     for whole, share, uniform_N in zip((colour.autocontrast, colour.equalize), shares, uniform_DN[4:], strict=True):
         images_NCHW = _for_some(images_NCHW, whole, uniform_N < share)
     return images_NCHW

@@ -85,7 +85,8 @@ def described(augmentation: Augmentation, *, channels: int) -> str:
     turn = [f"hue +-{augmentation.hue:g} of a turn"] if augmentation.hue and channels > 1 else []
     if channels > 1:
         factors["saturation"] = augmentation.saturation
-    shares = {"autocontrast": augmentation.autocontrast, "equalize": augmentation.equalize}
+    greyed = {"grayscale": augmentation.grayscale} if channels > 1 else {}
+    shares = greyed | {"autocontrast": augmentation.autocontrast, "equalize": augmentation.equalize}
     parts = [
         *crop,
         *(f"{name} for half" for name, on in flips.items() if on),

@@ -1,8 +1,8 @@
 """Changes of brightness and colour, batched on the images' own device; every image with a strength of its own.
 
 Images are float [N, C, H, W] in [0, 1] with one channel or three (red, green, blue), and so are the results. What each
-change means is as in torchvision (ColorJitter, autocontrast, equalize). Shapes: N images, C channels, H height,
-W width, P = H x W pixels, L = 256 levels.
+change means is as in torchvision (ColorJitter, Grayscale, autocontrast, equalize). Shapes: N images, C channels,
+H height, W width, P = H x W pixels, L = 256 levels.
 """
 
 import torch
@@ -45,6 +45,11 @@ def turn_hue(images_NCHW: Tensor, turn_N: Tensor) -> Tensor:
     place_N3HW = (sixths_N1HW + shift_311).remainder_(6)
     below_N3HW = place_N3HW.sub_(2).abs_().neg_().add_(2).clamp_(0, 1)
     return torch.addcmul(value_N1HW, chroma_N1HW, below_N3HW, value=-1).clamp_(0, 1)
+
+
+def to_grey(images_NCHW: Tensor) -> Tensor:
+    """Every channel the pixel's grey; one channel stays as it is."""
+    return _grey(images_NCHW).expand_as(images_NCHW)
 
 
 def autocontrast(images_NCHW: Tensor) -> Tensor:

@@ -248,6 +248,7 @@ def test_every_setting_of_params_reaches_its_transform():
         contrast=0.5,
         saturation=0.6,
         hue=0.07,
+        grayscale=0.3,
         autocontrast=0.8,
         equalize=0.9,
         padding="border",

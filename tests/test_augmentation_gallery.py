@@ -87,6 +87,7 @@ class TestDescription:
             contrast=0.3,
             saturation=0.2,
             hue=0.1,
+            grayscale=0.2,
             autocontrast=0.25,
             equalize=0.5,
         )
@@ -94,7 +95,7 @@ class TestDescription:
             "crop to 20% to 85% of the area, flip for half, vertical_flip for half, shear +-8 degrees, "
             "rotation +-12 degrees, zoom 0.85 to 1.15, translate by up to 10%, brightness 1 +- 0.4, contrast 1 +- 0.3, "
         )
-        colour = "saturation 1 +- 0.2, hue +-0.1 of a turn, "
+        colour = "saturation 1 +- 0.2, hue +-0.1 of a turn, grayscale for 20%, "
         shares = "autocontrast for 25%, equalize for 50%"
         assert described(everything, channels=3) == geometry + colour + shares
         assert described(everything, channels=1) == geometry + shares  # grey has neither saturation nor hue
@@ -102,7 +103,7 @@ class TestDescription:
     def test_nothing(self):
         nothing = "none is on, so every view is the image itself"
         assert described(Augmentation(), channels=3) == nothing
-        assert described(Augmentation(hue=0.5), channels=1) == nothing
+        assert described(Augmentation(hue=0.5, grayscale=0.5), channels=1) == nothing
 
 
 PARAMS = "augment: {crop: false, rotation: 30, contrast: 0.5}\n"

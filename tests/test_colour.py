@@ -31,6 +31,14 @@ def pixels(channels=3, side=20, seed=0):
     return torch.from_numpy(images)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_is_torchvisions(channels):
+    images_NCHW = pixels(channels).float() / 255
+    found = colour.to_grey(images_NCHW)
+    torch.testing.assert_close(found, reference.rgb_to_grayscale(images_NCHW, channels), atol=1e-6, rtol=0)
+    assert found.shape == images_NCHW.shape
+
+
 def strengths(name):
     spread = torch.linspace(0, 1, COUNT)
     return spread - 0.5 if name == "hue" else 2 * spread

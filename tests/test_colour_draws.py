@@ -11,7 +11,7 @@ from deepcluster.augment import COLOUR_DRAWS, Augmentation, augment
 
 STRENGTHS = {"brightness": 0.4, "contrast": 0.3, "saturation": 0.5, "hue": 0.2, "autocontrast": 0.6, "equalize": 0.5}
 COLOURS = Augmentation(**STRENGTHS)
-NEW = STRENGTHS | {"vertical_flip": True}
+NEW = STRENGTHS | {"vertical_flip": True, "grayscale": 0.5}
 MOVED = Augmentation(crop=True, rotation=30, translate=0.2)
 
 
@@ -54,7 +54,7 @@ def test_copies_of_an_image_come_out_differently(name):
     copies = images(count=1).expand(16, 3, 20, 20)
     results = run(copies, Augmentation(**{name: NEW[name]})).flatten(1)
     kinds = len(torch.unique((results * 1e4).round(), dim=0))
-    assert kinds == (2 if name in ("vertical_flip", "autocontrast", "equalize") else 16)
+    assert kinds == (2 if name in ("vertical_flip", "grayscale", "autocontrast", "equalize") else 16)
 
 
 def test_brightness_contrast_saturation_and_hue_are_drawn_uniformly_from_their_ranges():
@@ -75,9 +75,16 @@ def test_brightness_contrast_saturation_and_hue_are_drawn_uniformly_from_their_r
     check(torch.where(turn_N > 0.5, turn_N - 1, turn_N), -0.4, 0.4)
 
 
-@pytest.mark.parametrize(("name", "change"), [("autocontrast", reference.autocontrast), ("equalize", levels_equalised)])
+def made_grey(images_NCHW):
+    return reference.rgb_to_grayscale(images_NCHW, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("grayscale", made_grey), ("autocontrast", reference.autocontrast), ("equalize", levels_equalised)],
+)
 @pytest.mark.parametrize("share", [0.2, 1.0])
-def test_autocontrast_and_equalize_change_their_share_of_the_images_and_no_other(name, change, share):
+def test_grayscale_autocontrast_and_equalize_change_their_share_of_the_images_and_no_other(name, change, share):
     narrow = (100 + 50 * images(count=1000)).round() / 255
     found = run(narrow, Augmentation(**{name: share}))
     changed = (found - change(narrow)).abs().amax(dim=(1, 2, 3)) < 1e-4
@@ -93,15 +100,21 @@ def by_torchvision(image_CHW, settings, draw_D):
         strength = getattr(settings, name)
         image_CHW = getattr(reference, f"adjust_{name}")(image_CHW, 1 + strength * (2 * draw - 1))
     image_CHW = reference.adjust_hue(image_CHW, settings.hue * (2 * draws[3] - 1))
+    if settings.grayscale == 1:
+        image_CHW = made_grey(image_CHW)
     if autocontrast < settings.autocontrast:
         image_CHW = reference.autocontrast(image_CHW)
     return levels_equalised(image_CHW) if equalize < settings.equalize else image_CHW
 
 
-@pytest.mark.parametrize("off", [None, "brightness", "contrast", "saturation", "hue", "autocontrast", "equalize"])
-def test_colours_follow_in_a_fixed_order_each_with_draws_of_its_own(off):
-    # switched off, a change must leave the draws of the others as they were
-    settings = COLOURS if off is None else replace(COLOURS, **{off: 0.0})
+@pytest.mark.parametrize(
+    "changed",
+    [{}, {"grayscale": 1.0}, *({name: 0.0} for name in STRENGTHS)],
+    ids=lambda changed: "".join(changed) or "all",
+)
+def test_colours_follow_in_a_fixed_order_each_with_draws_of_its_own(changed):
+    # switched off or on, a change must leave the draws of the others as they were
+    settings = replace(COLOURS, **changed)
     images_NCHW = images(count=40)
     draws_DN = torch.rand((COLOUR_DRAWS, 40), generator=seeded(6))
     expected = [by_torchvision(image, settings, draw) for image, draw in zip(images_NCHW, draws_DN.T, strict=True)]
@@ -133,5 +146,5 @@ def test_colours_stay_in_the_range(channels):
 
 def test_grey_images_have_no_hue_and_no_saturation():
     images_NCHW = images(count=16, channels=1)
-    coloured = run(images_NCHW, Augmentation(saturation=1.0, hue=0.5))
+    coloured = run(images_NCHW, Augmentation(saturation=1.0, hue=0.5, grayscale=1.0))
     torch.testing.assert_close(coloured, images_NCHW, atol=1e-5, rtol=0)

@@ -98,7 +98,7 @@ def _views_differ(params: Params) -> bool:
     augment = params.augment
     strengths = (augment.rotation, augment.translate, augment.shear, augment.brightness, augment.contrast)
     coloured = (augment.saturation, augment.hue) if _coloured(params) else ()
-    return (  # autocontrast and equalize leave many an image as it is
+    return (  # grayscale, autocontrast and equalize leave many an image as it is
         (augment.crop and (augment.crop_scale[0] < 1 or augment.crop_ratio[0] < augment.crop_ratio[1]))
         or flips(augment, params.data.name)
         or augment.vertical_flip

@@ -256,6 +256,7 @@ class Augment(Section):
     contrast: Share = 0.0
     saturation: Share = 0.0
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    grayscale: Share = 0.0
     autocontrast: Share = 0.0
     equalize: Share = 0.0
     padding: Literal["zeros", "border", "reflection"] | None = None

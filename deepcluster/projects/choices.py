@@ -150,3 +150,4 @@ def _photo_augmentation() -> Iterator[Choice]:
     for key in ("brightness", "contrast", "saturation"):
         yield Choice(f"augment.{key}", 0.4, "so that clusters follow what is seen, not the light; 0.0 where it matters")
     yield Choice("augment.hue", 0.1, "as brightness")
+    yield Choice("augment.grayscale", 0.2, "so that clusters are not of colours; 0.0 where colour is the point")
