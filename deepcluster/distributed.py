@@ -7,7 +7,6 @@ torch is not imported here.
 """
 
 import json
-import math
 import os
 import re
 import socket
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from deepcluster import environment
 from deepcluster.errors import DistributedError, LostProcessError, UserError
 
 if TYPE_CHECKING:
@@ -192,14 +192,7 @@ def started_by_a_launcher() -> bool:
 
 def timeout() -> float:
     """DEEPCLUSTER_TIMEOUT, seconds over 0, by default 1800; UserError if it is something else."""
-    text = os.environ.get("DEEPCLUSTER_TIMEOUT") or str(TIMEOUT)
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise UserError(f"DEEPCLUSTER_TIMEOUT: must be a number of seconds over 0; got {text!r}")
-    return seconds
+    return environment.seconds("DEEPCLUSTER_TIMEOUT", TIMEOUT, "a number of seconds over 0")
 
 
 def take_own_gpu() -> None:

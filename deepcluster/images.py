@@ -8,14 +8,13 @@ Shapes: N images, B images of a batch, C channels, H height, W width.
 
 import hashlib
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcluster import artifacts, layout
+from deepcluster import artifacts, environment, layout
 from deepcluster.distributed import ALONE, Process, processes_here
 from deepcluster.errors import UserError
 from deepcluster.memory import available_memory
@@ -96,14 +95,9 @@ def _fit(images: artifacts.Store) -> bool:
 
 def memory_share() -> float:
     """DEEPCLUSTER_MEMORY_SHARE, a number in [0, 1]; UserError if it is something else."""
-    text = os.environ.get("DEEPCLUSTER_MEMORY_SHARE") or str(MEMORY_SHARE)
-    try:
-        share = float(text)
-    except ValueError:
-        share = math.nan
-    if not 0 <= share <= 1:
-        raise UserError(f"DEEPCLUSTER_MEMORY_SHARE: must be a number from 0 to 1; got {text!r}")
-    return share
+    return environment.number(
+        "DEEPCLUSTER_MEMORY_SHARE", MEMORY_SHARE, lambda share: 0 <= share <= 1, "a number from 0 to 1"
+    )
 
 
 def _flat_file(images: artifacts.Store) -> Path:

@@ -20,8 +20,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from deepcluster import artifacts
-from deepcluster.errors import ArtifactError, RemoteError, UserError
+from deepcluster import artifacts, environment
+from deepcluster.errors import ArtifactError, RemoteError
 
 SECONDS = 60.0
 LEAST_SHARE = 50  # keeping takes at most a fiftieth of the time, unless DEEPCLUSTER_PROGRESS_SECONDS says otherwise
@@ -33,14 +33,7 @@ Arrays = Mapping[str, artifacts.Array]
 
 def seconds_between() -> float:
     """DEEPCLUSTER_PROGRESS_SECONDS, a number from 0 on, by default 60; UserError if it is something else."""
-    text = os.environ.get("DEEPCLUSTER_PROGRESS_SECONDS") or str(SECONDS)
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not seconds >= 0:
-        raise UserError(f"DEEPCLUSTER_PROGRESS_SECONDS: must be a number from 0 on; got {text!r}")
-    return seconds
+    return environment.number("DEEPCLUSTER_PROGRESS_SECONDS", SECONDS, lambda found: found >= 0, "a number from 0 on")
 
 
 class Key:

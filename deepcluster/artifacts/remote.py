@@ -5,7 +5,6 @@ so many, it is given up with a RemoteError. Clients of S3 and HTTP are told the 
 """
 
 import functools
-import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
 
+from deepcluster import environment
 from deepcluster.errors import RemoteError, UserError
 
 STORE, TIMEOUT = "DEEPCLUSTER_STORE", "DEEPCLUSTER_STORE_TIMEOUT"
@@ -96,14 +96,7 @@ def elsewhere(path: Path) -> Remote | None:
 
 def timeout() -> float:
     """DEEPCLUSTER_STORE_TIMEOUT, seconds > 0; UserError if it is something else."""
-    text = os.environ.get(TIMEOUT) or str(SECONDS)
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise UserError(f"{TIMEOUT}: must be a number of seconds above 0; got {text!r}")
-    return seconds
+    return environment.seconds(TIMEOUT, SECONDS, "a number of seconds above 0")
 
 
 @functools.lru_cache(maxsize=4)
