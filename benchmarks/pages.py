@@ -10,6 +10,7 @@ No number of a run is typed by hand: the prose has placeholders, each a line of 
     {{seeds digits}}                      each seed, and what they were run with and on
     {{epochs digits 1}}                   some epochs of one seed
     {{ablations digits}}                  the experiments whose base this is, with the difference to it
+    {{signals}}                           how measures without labels rank all runs
     {{digits accuracy median}}            a number within a sentence; median, worst, best, mean, std, or a seed
 """
 
@@ -20,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
-from benchmarks import tables
+from benchmarks import signals, tables
 from benchmarks.experiments import CHECKOUT, FILE, Experiment, ExperimentsError, load_experiments
 from benchmarks.records import FOLDER, read_records, strays
 from benchmarks.scores import MEASURES, Features, Statistic, score, scores, statistic
@@ -112,6 +113,8 @@ def _replacement(words: Sequence[str], runs: Mapping[str, Runs], published: Mapp
                 each for each in runs.values() if each.experiment.base == name and each.experiment.group == "ablations"
             ]
             return tables.ablations(_runs(runs, name), changes)
+        case ["signals"]:
+            return signals.signals(runs.values())
         case [name, measure, which] if name in runs:
             return _value(runs[name], measure, which)
         case _:

@@ -32,6 +32,7 @@ from deepcluster.plan import plan
 from stages.common import device
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+UNREFINED = ["refine.after=null", "refine.k=null"]  # all of them, as when the score was chosen
 SETTINGS = {
     "default": [],
     "k10": ["cluster.k=10"],
@@ -53,7 +54,7 @@ def train_run(folder: Path, seed: int, changes: Sequence[str]) -> None:
     from stages.train import train
 
     (folder / "stages").mkdir(parents=True, exist_ok=True)
-    text, _ = edited((CHECKOUT / "params.yaml").read_text(encoding="utf-8"), [*changes, f"seed={seed}"])
+    text, _ = edited((CHECKOUT / "params.yaml").read_text(encoding="utf-8"), [*UNREFINED, *changes, f"seed={seed}"])
     (folder / "params.yaml").write_text(text, encoding="utf-8")
     before = Path.cwd()
     os.chdir(folder)

@@ -240,3 +240,43 @@ def test_check_and_write(tmp_path, monkeypatch, capsys):
 def test_published_numbers_have_sources():
     for data, entries in tables.load_published().items():
         assert all(entry.source and (entry.accuracy or entry.nmi or entry.probe) for entry in entries), data
+
+
+class TestSignals:
+    def test_by_hand(self, folder):
+        """Two settings under one augmentation; a third, with another, stands alone and is left out."""
+        (folder / "experiments.yaml").write_text(
+            EXPERIMENTS
+            + "fourth: {group: results, asks: A third., seeds: 2, set: [cluster.k=9]}\n"
+            + "turned: {group: results, asks: Turned., seeds: 5, set: [augment.rotation=90.0]}\n"
+        )
+        write(folder, RESULTS + "{{seeds fourth}}\n{{seeds turned}}\n{{signals}}\n")
+
+        def put_with(name, seed, accuracy, agreement, drift):
+            trust = {"view_agreement": agreement, "drift": drift}
+            metrics = {"final": {"accuracy": accuracy, "nmi": 0.5}, "trust": trust}
+            put(folder, name, seed, None, metrics=metrics)
+
+        for seed, accuracy, agreement, drift in ((1, 0.7, 0.8, 0.1), (2, 0.8, 0.9, 0.2), (3, 0.9, 0.7, 0.3)):
+            put_with("base", seed, accuracy, agreement, drift)
+        put_with("fewer", 1, 0.6, 0.6, None)
+        put_with("fourth", 1, 0.5, 0.5, 0.05)
+        put_with("fourth", 2, 0.5, 0.6, 0.4)
+        for seed in range(1, 6):
+            put_with("turned", seed, seed / 10, seed / 10, seed / 10)
+        found = lines(folder)
+        # medians: (agreement, accuracy) (0.8, 0.8), (0.6, 0.6), (0.55, 0.5), in one order;
+        # all: ranks 5 6 4 2.5 1 2.5 of agreement and 4 5 6 3 1.5 1.5 of accuracy, covariance 13.25, variances 17
+        header, _, agreement, drift = found[-4:]
+        assert header == (
+            "| compared | measure | settings | runs | between settings | between all runs | pairs of seeds |"
+        )
+        # pairs of base by agreement: 0.7 < 0.8 right, 0.8 > 0.7 wrong twice; of fourth: of one accuracy
+        assert agreement == "| `base` and 2 more | view_agreement | 3 | 6 | 1.00 | 0.78 | 1 of 3 |"
+        # less drift is better, so base's pairs are all wrong; two settings have no rank correlation
+        assert drift.startswith("|  | drift | 2 | 5 | – | ")
+        assert drift.endswith(" | 0 of 3 |")
+
+    def test_too_few_runs_have_no_row(self, folder):
+        write(folder, RESULTS + "{{signals}}\n")
+        assert lines(folder)[-1] == "| --- | --- | --- | --- | --- | --- | --- |"
