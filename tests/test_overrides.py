@@ -159,8 +159,8 @@ def test_each_key_can_be_set(key):
 @pytest.mark.parametrize(
     ("override", "line", "after"),
     [
-        ("cluster.k=50", "  k: 30                 # more", "  k: 50                 # more"),
-        ("cluster.k=10000", "  k: 30                 # more", "  k: 10000              # more"),
+        ("cluster.k=50", "  k: 30                 # three", "  k: 50                 # three"),
+        ("cluster.k=10000", "  k: 30                 # three", "  k: 10000              # three"),
         ("train.optimizer.lr=1e-5", "    lr: 0.05\n    momentum: 0.9\n", "    lr: 1e-5\n    momentum: 0.9\n"),
         ("train.clip_norm = 2.5", "clip_norm: null       # l", "clip_norm: 2.5        # l"),
         ("train.freeze=[body.a, body.b]", "freeze: []            # b", "freeze: [body.a, body.b]  # b"),
