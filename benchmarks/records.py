@@ -138,17 +138,19 @@ def params_sha256(params: Params) -> str:
 
 
 def changed_keys(recorded: dict[str, Any], now: Params) -> list[str]:
-    """Keys whose value is another than a record has.
+    """Keys whose value is another than a record has; one that is no more says nothing."""
+    before = completed(recorded)
+    return [key for key, value in canonical(now).items() if key not in NOT_SETTINGS and before[key] != value]
 
-    A key that the record lacks is newer than it, and its default is what the code did before; one that is no more says
-    nothing.
-    """
-    defaults = flat(Params().model_dump(mode="json"))
-    return [
-        key
-        for key, value in canonical(now).items()
-        if key not in NOT_SETTINGS and recorded.get(key, defaults[key]) != value
-    ]
+
+def completed(recorded: dict[str, Any]) -> dict[str, Any]:
+    """A record's settings; a key that it lacks is newer than it, and its default is what the code did before."""
+    return _defaults() | recorded
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return flat(Params().model_dump(mode="json"))
 
 
 def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:

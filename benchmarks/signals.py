@@ -5,21 +5,21 @@ would be the images themselves.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
+from typing import Any
 
-from benchmarks.records import Record, flat
-from benchmarks.tables import NONE, Runs, table
-from deepcluster.params import Params
+from benchmarks.records import Record, completed
+from benchmarks.tables import NONE, Runs, number, table
+from deepcluster.evaluation.trust_choice import LOWER_IS_BETTER, rank_correlations
 
-DIRECTIONS = {"view_agreement": 1, "silhouette": 1, "half_stability": 1, "drift": -1}
+MEASURES = ("view_agreement", "silhouette", "half_stability", "drift")
 DATA = ("data.name", "data.split")
 LEAST_SETTINGS = 2
 LEAST_RUNS = 5
-LEAST_RANKED = 3
 
-Point = tuple[float, float]
-"""A measure, its sign turned where less is better, and the accuracy."""
+Row = dict[str, float]
+"""A run's accuracy, and a measure by its name."""
 
 
 def signals(runs: Iterable[Runs]) -> str:
@@ -30,25 +30,42 @@ def signals(runs: Iterable[Runs]) -> str:
     that are equal in either are left out.
     """
     header = ["compared", "measure", "settings", "runs", "between settings", "between all runs", "pairs of seeds"]
-    rows = []
+    lines = []
     for group in _groups(runs):
         first, *others = group
         label = f"`{first}` and {len(others)} more"
-        for name in DIRECTIONS:
-            points = [found for records in group.values() if (found := _points(records, name))]
-            count = sum(map(len, points))
-            if len(points) >= LEAST_SETTINGS and count >= LEAST_RUNS:
-                rows.append([label, name, str(len(points)), str(count), *_cells(points)])
+        for name in MEASURES:
+            rows_of = [rows for records in group.values() if (rows := _rows(records, name))]
+            count = sum(map(len, rows_of))
+            if len(rows_of) >= LEAST_SETTINGS and count >= LEAST_RUNS:
+                lines.append([label, name, str(len(rows_of)), str(count), *_cells(rows_of, name)])
                 label = ""
-    return table(header, rows)
+    return table(header, lines)
 
 
-def _cells(points: Sequence[Sequence[Point]]) -> list[str]:
-    medians = [(median(m for m, _ in each), median(a for _, a in each)) for each in points]
-    pairs = [_agrees(*pair) for each in points for pair in itertools.combinations(each, 2)]
-    decided = [agrees for agrees in pairs if agrees is not None]
-    ordered = f"{sum(decided)} of {len(decided)}" if decided else NONE
-    return [_rank_correlation(medians), _rank_correlation([point for each in points for point in each]), ordered]
+def in_agreement(pairs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]], name: str) -> list[float]:
+    """A number for each pair of rows that both have the measure, by what it and accuracy say of which is better.
+
+    Positive where they say the same, negative where the opposite, 0 where the rows are equal in either.
+    """
+    sign = -1 if name in LOWER_IS_BETTER else 1
+    return [
+        sign * (one[name] - other[name]) * (one["accuracy"] - other["accuracy"])
+        for one, other in pairs
+        if one[name] is not None and other[name] is not None
+    ]
+
+
+def _cells(rows_of: Sequence[Sequence[Row]], name: str) -> list[str]:
+    medians = [{key: median(row[key] for row in rows) for key in (name, "accuracy")} for rows in rows_of]
+    pairs = in_agreement((pair for rows in rows_of for pair in itertools.combinations(rows, 2)), name)
+    decided = sum(found != 0 for found in pairs)
+    ordered = f"{sum(found > 0 for found in pairs)} of {decided}" if decided else NONE
+    return [_correlation(medians, name), _correlation([row for rows in rows_of for row in rows], name), ordered]
+
+
+def _correlation(rows: Sequence[Row], name: str) -> str:
+    return number(rank_correlations(rows, [name], [row["accuracy"] for row in rows])[name], 2)
 
 
 def _groups(runs: Iterable[Runs]) -> list[dict[str, list[Record]]]:
@@ -56,33 +73,19 @@ def _groups(runs: Iterable[Runs]) -> list[dict[str, list[Record]]]:
     found: dict[str, dict[str, list[Record]]] = {}
     for each in runs:
         for record in each.finished:
-            if record.metric("final", "accuracy") is not None:
-                found.setdefault(_compared_with(record), {}).setdefault(each.experiment.name, []).append(record)
+            found.setdefault(_compared_with(record), {}).setdefault(each.experiment.name, []).append(record)
     return list(found.values())
 
 
 def _compared_with(record: Record) -> str:
-    """The data set and the augmentation; a key that the record lacks had its default's effect (`changed_keys`)."""
-    params = flat(Params().model_dump(mode="json")) | record.params
+    """The data set and the augmentation."""
+    params = completed(record.params)
     return str([(key, params[key]) for key in sorted(params) if key.startswith("augment.") or key in DATA])
 
 
-def _points(records: Iterable[Record], name: str) -> list[Point]:
+def _rows(records: Iterable[Record], name: str) -> list[Row]:
+    """Of the runs that have both numbers."""
     found = [(record.metric("trust", name), record.metric("final", "accuracy")) for record in records]
     return [
-        (DIRECTIONS[name] * value, accuracy) for value, accuracy in found if value is not None and accuracy is not None
+        {name: value, "accuracy": accuracy} for value, accuracy in found if value is not None and accuracy is not None
     ]
-
-
-def _agrees(one: Point, other: Point) -> bool | None:
-    """Whether both say the same of which is better; None where one of them says neither."""
-    product = (one[0] - other[0]) * (one[1] - other[1])
-    return None if product == 0 else product > 0
-
-
-def _rank_correlation(points: Sequence[Point]) -> str:
-    from scipy.stats import spearmanr
-
-    if len(points) < LEAST_RANKED or any(len({point[axis] for point in points}) < 2 for axis in (0, 1)):
-        return NONE
-    return f"{spearmanr(*zip(*points, strict=True)).statistic:.2f}"

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.results import Row, table
+from benchmarks.signals import in_agreement
 from deepcluster.evaluation.trust import agreements, neighbour_agreements
-from deepcluster.evaluation.trust_choice import LOWER_IS_BETTER, preferred, rank_correlations, trust_scores
+from deepcluster.evaluation.trust_choice import preferred, rank_correlations, trust_scores
 from deepcluster.trust import MEASURES, SCORED
 
 SHOWN = (*MEASURES, "balance", "pseudo_label_accuracy", "epoch", "score")
@@ -79,16 +80,11 @@ def over_seeds(rows_of: Measured, labels_of: Mapping[Key, Any]) -> dict[str, tup
     """
     keys = list(rows_of)
     rows = dict(zip(keys, last_epochs(rows_of, labels_of, keys), strict=True))
-    pairs = [(a, b) for a, b in combinations(keys, 2) if a[0] == b[0]]
+    pairs = [(rows[a], rows[b]) for a, b in combinations(keys, 2) if a[0] == b[0]]
     counts = {}
     for name in SHOWN:
-        sign = -1 if name in LOWER_IS_BETTER else 1
-        known = [
-            (sign * (rows[a][name] - rows[b][name]), rows[a]["accuracy"] - rows[b]["accuracy"])
-            for a, b in pairs
-            if rows[a][name] is not None and rows[b][name] is not None
-        ]
-        counts[name] = (sum(x * y > 0 for x, y in known), len(known))
+        known = in_agreement(pairs, name)
+        counts[name] = (sum(found > 0 for found in known), len(known))
     return counts
 
 

@@ -244,7 +244,7 @@ def test_published_numbers_have_sources():
 
 class TestSignals:
     def test_by_hand(self, folder):
-        """Two settings under one augmentation; a third, with another, stands alone and is left out."""
+        """Three settings under one augmentation; a fourth, with another, stands alone and is left out."""
         (folder / "experiments.yaml").write_text(
             EXPERIMENTS
             + "fourth: {group: results, asks: A third., seeds: 2, set: [cluster.k=9]}\n"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from test_runner import ran_in_process
+from test_seeds import COPIES
 
 from deepcluster.errors import ArtifactError, BusyError, UserError
 from deepcluster.pruned import read_pruned, write_pruned
@@ -249,7 +250,7 @@ class TestWhatSomethingElseNeedsStays:
         tmp("dvc.lock").write_text(lock_text(HASHES | {1: HASHES[2]}))
         self.kept(dumps, "data/epochs/1/features.zarr")
 
-    @pytest.mark.parametrize("file", ["data/seeds/work/seed-3/dvc.lock", ".dvc/tmp/exps/tmp1/dvc.lock", "x/raw.dvc"])
+    @pytest.mark.parametrize("file", [str(COPIES / "seed-3/dvc.lock"), ".dvc/tmp/exps/tmp1/dvc.lock", "x/raw.dvc"])
     def test_a_copy_of_the_project_or_a_file_of_dvc(self, dumps, file):
         write(tmp(file), f"outs:\n- md5: {HASHES[2]}\n  path: raw\n")
         self.kept(dumps, file)

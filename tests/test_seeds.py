@@ -14,6 +14,8 @@ from deepcluster import artifacts, layout, seeds
 from deepcluster.errors import UserError
 from deepcluster.params import load_params
 
+COPIES = Path("data/seeds", "work")
+
 METRICS = {
     "final": {"nmi": 0.5, "ari": 0.25, "accuracy": 0.75},
     "baselines": {"pixels": {"nmi": 0.125, "ari": 0.0, "accuracy": 0.5}},
@@ -107,7 +109,7 @@ class TestWithStandIns:
         assert (status, runs.started) == (0, [1, 2, 4])
         assert out.splitlines()[:3] == [
             "seed 2: finished before with the same params and code; kept",
-            "seed 4 (2 of 2), in data/seeds/work/seed-4",
+            f"seed 4 (2 of 2), in {COPIES}/seed-4",
             "seed 4: nmi 0.5000, ari 0.2500, accuracy 0.7500",
         ]
         edit_params(Path("params.yaml"), {"seed": 77})
@@ -176,7 +178,7 @@ class TestWithStandIns:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(seeds.shutil, "copytree", full)
-        expected = "seeds: the project cannot be copied into data/seeds/work/seed-1: [Errno 28] No space left on device"
+        expected = f"seeds: the project cannot be copied into {COPIES}/seed-1: [Errno 28] No space left on device"
         assert outcome("seeds", "1")[2] == f"error: {expected}\n"
 
 
