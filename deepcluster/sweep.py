@@ -36,9 +36,7 @@ def sweep_epoch(epoch: int, ks: Sequence[int], *, seeds: int, silhouette_rows: i
     params = at_epoch(load_params(), epoch)
     settings = params.cluster
     if settings.method != "kmeans":
-        raise UserError(
-            f"cluster.method: sweep-k needs kmeans, as pic finds the number of clusters itself; got {settings.method!r}"
-        )
+        raise UserError(f"cluster.method: sweep-k compares runs of kmeans alone; epoch {epoch} has {settings.method!r}")
     reduced = artifacts.open_store(layout.pca(epoch), "pca", made_by=f"pca@{epoch}", epoch=epoch)
     count, components = reduced.shape("reduced")
     if ks[-1] > count:

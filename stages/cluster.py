@@ -54,7 +54,7 @@ def _clusterings(params: "Params", epoch: int, process: "Process") -> "tuple[Sto
     own = process.rows(count, chunk)
     part = Part(reduced.read("reduced", own), own.start, count, process)
     gpu = faiss_gpu(deterministic=params.deterministic)
-    if process.first and uses_gpu("faiss" if settings.method == "pic" else settings.backend, gpu):
+    if process.first and uses_gpu("faiss" if settings.method != "kmeans" else settings.backend, gpu):
         print(f"cluster@{epoch}: faiss on GPUs promises no order of addition; two runs may differ slightly")
     variance_d = _variances(reduced, part)
     found, states = [], []
@@ -90,8 +90,8 @@ def _publish(params: "Params", epoch: int, reduced: "Store", found: "list[Cluste
 
 def _alone(params: "Params") -> str | None:
     settings = params.cluster
-    if settings.method == "pic":
-        return "cluster.method pic"
+    if settings.method != "kmeans":
+        return f"cluster.method {settings.method}"
     return f"cluster.backend {settings.backend}" if settings.backend != "faiss" else None
 
 
@@ -176,14 +176,26 @@ def _found(
     from deepcluster.clustering.kmeans import kmeans
     from deepcluster.clustering.pic import pic
     from deepcluster.clustering.sharded import kmeans_of_parts
+    from deepcluster.clustering.spectral import spectral
     from deepcluster.seeding import derive_seed
 
     settings, initial_Kd, gpu = params.cluster, None, faiss_gpu(deterministic=params.deterministic)
     if settings.method == "pic":
         return pic(part.rows_Md, **settings.pic.model_dump(), gpu=gpu)
+    seed = derive_seed(params.seed, "kmeans", epoch)
+    if settings.method == "spectral":
+        return spectral(
+            part.rows_Md,
+            k=settings.k,
+            **settings.spectral.model_dump(),
+            iterations=settings.iterations,
+            restarts=settings.restarts,
+            seed=seed,
+            init=settings.init,
+            gpu=gpu,
+        )
     if settings.warm_start and previous_N is not None:
         initial_Kd = _warm_start(part, previous_N, settings.k)
-    seed = derive_seed(params.seed, "kmeans", epoch)
     several = part.process.count > 1
     run = partial(kmeans_of_parts, part) if several else partial(kmeans, part.rows_Md, backend=settings.backend)
     return run(
@@ -211,7 +223,7 @@ def _warm_start(part: "Part", previous_N: "NDArray[np.int32]", k: int) -> "NDArr
 
 def _refuse_unfit(params: "Params", epoch: int, count: int, components: int, process: "Process") -> None:
     """What cannot be, or does not fit into memory, before anything is read."""
-    from deepcluster.clustering import kmeans, pic
+    from deepcluster.clustering import kmeans, pic, spectral
     from deepcluster.distributed import processes_here
     from deepcluster.errors import NumericsError
     from deepcluster.memory import refuse_too_large
@@ -223,10 +235,13 @@ def _refuse_unfit(params: "Params", epoch: int, count: int, components: int, pro
     what = f"cluster: {count:,} x {components:,} values"
     if settings.method == "pic":
         needed = pic.memory_needed(count, components, settings.pic.neighbours)
+    elif settings.method == "spectral":
+        vectors = spectral.vectors_of(settings.k, settings.spectral.vectors, count)
+        needed = spectral.memory_needed(count, components, settings.spectral.neighbours, vectors)
     else:
         needed = kmeans.memory_needed(settings.backend, count, components)
-        if settings.match_labels:
-            _refuse_matching(settings.k)
+    if settings.match_labels and settings.method != "pic":
+        _refuse_matching(settings.k)
     refuse_too_large(needed * processes_here() / process.count, what, "take fewer pca.components")
 
 

@@ -306,7 +306,7 @@ class TestOfAProject:
             for name, array in arrays.items():
                 new.array(name, array, [str(axis) for axis in range(array.ndim)])
         message = (
-            "error: --labels pseudo: the clusters of epoch 1 were made by cluster.method pic, which joins images along "
+            "error: --labels pseudo: the clusters of epoch 1 were made by method pic, which joins images along "
             "their neighbours, so no centroid tells where another image belongs; bundle --labels final\n"
         )
         assert outcome("bundle", "--labels", "pseudo", "--epoch", "1") == (2, "", message)

@@ -34,6 +34,7 @@ RATES = Rates(
     weights=400_000,
     memory_extract=5e7,
     memory_train=6e7,
+    pair=4e-8,
 )
 SIZE = DataSize(count=10_000, channels=3, side=32, classes=10, source="known")
 ALL_OFF = {"WRITE": float("inf"), "READ": float("inf"), "STAGE": 0.0, "START": 0.0, "REPORT": 0.0, "BASE": 0.0}
@@ -169,7 +170,19 @@ class TestSeconds:
         assert sampled.seconds == pytest.approx(1e-8 * 30 * 3 * (20 * 300 + 10_000))
 
     def test_pic_compares_all_pairs(self):
-        assert costs(params_of(cluster__method="pic"))["cluster"].seconds == pytest.approx(1e-8 * 10_000**2)
+        assert costs(params_of(cluster__method="pic"))["cluster"].seconds == pytest.approx(4e-8 * 10_000**2)
+
+    def test_spectral_compares_all_pairs_finds_vectors_and_clusters_among_them(self):
+        found = costs(params_of(cluster__method="spectral", cluster__spectral__vectors=16, cluster__restarts=3))
+        among = 3 * 21 * 30 * 16 / 64  # of 64 components
+        by_hand = 4e-8 * 10_000**2 + 2e-7 * 16**2 * 10_000 + 1e-8 * among * 10_000
+        assert found["cluster"].seconds == pytest.approx(by_hand)
+
+    def test_refined_epochs_may_have_a_graph_where_the_first_have_none(self):
+        found = costs(params_of(refine__after=15, refine__k=10, refine__method="spectral"))["cluster"]
+        first = 1e-8 * 30 * (20 + 1) * 10_000
+        last = 4e-8 * 10_000**2 + 2e-7 * 11**2 * 10_000 + 1e-8 * 10 * 21 * 10 * 11 / 64 * 10_000
+        assert found.seconds_in_all == pytest.approx(15 * first + 5 * last)
 
     def test_without_pca(self):
         assert costs(params_of(pca__enabled=False))["pca"].seconds == 0
@@ -418,6 +431,7 @@ class TestCommand:
     [
         {},
         {"model__arch": "resnet18", "cluster__method": "pic", "cluster__k": 5},
+        {"refine__after": 3, "refine__k": 4, "refine__method": "spectral"},
         {"train__contrastive__strategy": "two_views", "train__contrastive__projection": 8, "train__freeze": ["body.0"]},
         {"pca__enabled": False, "cluster__backend": "sklearn", "train__optimizer__name": "adam"},
         {"evaluate__probe": "blocks", "train__optimizer__name": "lars"},
@@ -437,6 +451,8 @@ def test_calibration_measures_every_kind_of_setting(tmp_path, changes):
     assert found.features == (512 if "model__arch" in changes else 256)
     assert found.weights > 100_000
     assert bool(found.blocks) is ("evaluate__probe" in changes)
+    graphs = "pic" in changes.values() or "spectral" in changes.values()
+    assert 0 < found.pair < 60 if graphs else found.pair == 0
 
 
 @pytest.mark.slow

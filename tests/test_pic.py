@@ -354,9 +354,7 @@ class TestStage:
         assert memory_needed(60_000, 64, 5) == 16 * 60_000 * 64 + 150 * 60_000 * 5 + blocks
 
     def test_sweep_k_is_for_kmeans(self, workspace, outcome):
-        expected = (
-            "error: cluster.method: sweep-k needs kmeans, as pic finds the number of clusters itself; got 'pic'\n"
-        )
+        expected = "error: cluster.method: sweep-k compares runs of kmeans alone; epoch 1 has 'pic'\n"
         assert outcome("sweep-k", "--epoch", "1", "--k", "2,3") == (2, "", expected)
 
 

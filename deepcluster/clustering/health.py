@@ -5,14 +5,24 @@ Shapes: N images, d components, K clusters.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepcluster.metrics import cluster_statistics, collapse_warning, nmi
+from deepcluster.params import ClusterMethod
 
 _SAMPLE = 1024
+_AGAINST_UNEVEN: dict[ClusterMethod, str] = {
+    "kmeans": "another cluster.k, pca.whiten, cluster.restarts,",
+    "pic": "another cluster.pic.sigma, pca.whiten,",
+    "spectral": "another cluster.k, more cluster.spectral.neighbours, pca.whiten,",
+}
+_AGAINST_DRIFT: dict[ClusterMethod, str] = {
+    "kmeans": "cluster.warm_start, a smaller cluster.k or ",
+    "pic": "",
+    "spectral": "a smaller cluster.k or ",
+}
 
 
 @dataclass(frozen=True)
@@ -101,10 +111,10 @@ def collapsed(
     components: int,
     limits: Limits,
     *,
-    method: Literal["kmeans", "pic"] = "kmeans",
+    method: ClusterMethod = "kmeans",
 ) -> str | None:
     """A sentence that says what is wrong and what to try, or None. With one component no rank is asked for."""
-    k, by_kmeans = len(sizes_K), method == "kmeans"
+    k = len(sizes_K)
     if components > 1 and found.feature_rank < limits.min_feature_rank:
         return (
             f"collapse: the features vary along {found.feature_rank:.2f} directions (effective rank; least allowed "
@@ -118,16 +128,11 @@ def collapsed(
         )
     sizes = {"min_effective_share": limits.min_effective_k, "max_largest_share": limits.max_largest_share}
     if warning := collapse_warning(sizes_K, **sizes):
-        tried = (
-            "another cluster.k, pca.whiten, cluster.restarts,"
-            if by_kmeans
-            else "another cluster.pic.sigma, pca.whiten,"
-        )
-        return f"{warning}; try {tried} or a lower train.optimizer.lr"
+        return f"{warning}; try {_AGAINST_UNEVEN[method]} or a lower train.optimizer.lr"
     if found.drift is not None and found.drift > limits.max_drift:
         return (
             f"drift: the labels share {1 - found.drift:.2f} NMI with those of the epoch before "
             f"(drift {found.drift:.2f}, most allowed {limits.max_drift:g}); "
-            f"try {'cluster.warm_start, a smaller cluster.k or ' if by_kmeans else ''}a lower train.optimizer.lr"
+            f"try {_AGAINST_DRIFT[method]}a lower train.optimizer.lr"
         )
     return None

@@ -23,16 +23,17 @@ _SPARE = 8  # candidates more than asked for
 
 
 def nearest_neighbours(
-    rows_Nd: NDArray[np.float32], neighbours: int, *, gpu: bool = False
+    rows_Nd: NDArray[np.float32], neighbours: int, *, gpu: bool = False, named: str = "cluster.pic.neighbours"
 ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
     """Row numbers int32 [N, M] of the M nearest other rows, nearest first, and squared distances float64 [N, M].
 
     A row is never its own neighbour; copies of it are. `gpu`: the search runs on all GPUs.
+    `named`: the setting that is wrong where `neighbours` is.
     NumericsError: neighbours >= N, or rows so large that float32 distances are infinite.
     """
     count = len(rows_Nd)
     if not 1 <= neighbours < count:
-        raise NumericsError(f"cluster.pic.neighbours: must be < N = {count} images; got {neighbours}")
+        raise NumericsError(f"{named}: must be < N = {count} images; got {neighbours}")
     nearby_Nd = rows_Nd - rows_Nd.mean(axis=0, dtype=np.float64).astype(np.float32)  # an offset would cost digits
     index = _index(nearby_Nd, gpu)
     numbers_NM = np.empty((count, neighbours), np.int32)

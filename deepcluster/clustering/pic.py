@@ -23,17 +23,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepcluster.clustering.assignment import assign, slices, squared_distances
+from deepcluster.clustering.assignment import assign
 from deepcluster.clustering.backends import uses_gpu
 from deepcluster.clustering.kmeans import Clustering
 from deepcluster.clustering.neighbours import nearest_neighbours, search_memory
+from deepcluster.clustering.own_means import with_own_means
 from deepcluster.clustering.warm_start import means_of_clusters
 from deepcluster.errors import NumericsError
 from deepcluster.metrics import refuse_non_finite
 
 _ITERATIONS = 200
 _EQUAL = 1e-12
-_BLOCK_BYTES = 4 << 20
 
 
 def pic(
@@ -61,13 +61,7 @@ def pic(
     labels_N = _clusters(graph, centrality(graph, alpha))
     _refuse_fewer_than_two(labels_N, distances_NM, sigma)
     labels_N = _numbered_by_size(_without_singletons(rows_Nd, labels_N, numbers_NM))
-    k = int(labels_N.max()) + 1
-    centroids_Kd = means_of_clusters(rows_Nd, labels_N, k=k)
-    assert centroids_Kd is not None  # no cluster is empty
-    distances_N = _to_own_mean(rows_Nd, centroids_Kd, labels_N)
-    objective = np.array([distances_N.sum()])
-    sizes_K = np.bincount(labels_N, minlength=k).astype(np.int64)
-    return Clustering(labels_N, distances_N.astype(np.float32), centroids_Kd, objective, sizes_K, len(rows_Nd))
+    return with_own_means(rows_Nd, labels_N, k=int(labels_N.max()) + 1)
 
 
 def memory_needed(count: int, components: int, neighbours: int) -> float:
@@ -173,12 +167,3 @@ def _numbered_by_size(labels_N: NDArray[np.int32]) -> NDArray[np.int32]:
     number_K = np.empty(len(first_K), np.int32)
     number_K[np.lexsort((first_K, -sizes_K))] = np.arange(len(first_K), dtype=np.int32)
     return number_K[inverse_N]
-
-
-def _to_own_mean(
-    rows_Nd: NDArray[np.float32], centroids_Kd: NDArray[np.float32], labels_N: NDArray[np.int32]
-) -> NDArray[np.float64]:
-    distances_N = np.empty(len(rows_Nd))
-    for rows in slices(len(rows_Nd), max(1, _BLOCK_BYTES // (8 * rows_Nd.shape[1]))):
-        distances_N[rows] = squared_distances(rows_Nd[rows], centroids_Kd[labels_N[rows]])
-    return distances_N

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from deepcluster.clustering import kmeans, pic
+from deepcluster.clustering import kmeans, pic, spectral
 from deepcluster.estimate.evaluation import KMEANS_PLUS_PLUS, evaluate_disk, evaluate_memory, evaluate_seconds
 from deepcluster.estimate.rates import Rates
 from deepcluster.estimate.size import DataSize
@@ -19,6 +19,7 @@ START = 4.0  # seconds of imports, which the first stage pays
 REPORT = 2.0  # seconds of drawing
 WRITE = 400e6  # bytes a second, written, flushed and hashed
 READ = 1.5e9  # bytes a second, read and checked
+LANCZOS = 2e-7  # seconds for one row and the square of the number of its graph's eigenvectors (60,000 rows, a core)
 BASE = 1.15e9  # bytes of the process of `deepcluster run`, with torch, faiss and DVC loaded
 HEAD_ROW = 8  # bytes of a label and a distance
 
@@ -126,8 +127,13 @@ def _cluster_once(params: Params, size: DataSize, rates: Rates) -> Cost:
     settings, columns = params.cluster, width(params, rates)
     disk = settings.clusterings * (HEAD_ROW * size.count + 4.0 * settings.k * columns)
     if settings.method == "pic":
-        work = rates.cluster * size.count**2
+        work = rates.pair * size.count**2
         memory = pic.memory_needed(size.count, columns, settings.pic.neighbours)
+    elif settings.method == "spectral":
+        vectors = spectral.vectors_of(settings.k, settings.spectral.vectors, size.count)
+        among = settings.restarts * (settings.iterations + 1) * settings.k * vectors / columns
+        work = size.count * (rates.pair * size.count + LANCZOS * vectors**2 + rates.cluster * among)
+        memory = spectral.memory_needed(size.count, columns, settings.spectral.neighbours, vectors)
     else:
         trained = size.count
         if settings.points_per_centroid is not None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from deepcluster.estimate.size import DataSize
 from deepcluster.estimate.training import projector_weights, training
-from deepcluster.params import Params
+from deepcluster.params import Params, at_epoch
 from deepcluster.timings import peak_memory_mb
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ class Rates:
 
     decode, forward, train: an image. pca_row: a row of features reduced and counted in the covariance.
     pca_axes: the eigendecomposition. cluster, final, pixels: one row x centroid of one iteration, with rows of d, D and
-    C x S x S values. features: D. weights: parameters of the backbone, and of DeepCluster-v2's projector.
+    C x S x S values. pair: two rows in the search for neighbours; 0 where no epoch has one. features: D.
+    weights: parameters of the backbone, and of DeepCluster-v2's projector.
     memory_extract, memory_train: bytes that a batch takes, beside the process and the data set's images.
     busy: wall time for a second of this process's own, 1 on an idle machine.
     blocks: values an image of each block that is to have a linear probe of its own.
@@ -57,6 +58,7 @@ class Rates:
     weights: int
     memory_extract: float
     memory_train: float
+    pair: float = 0.0
     busy: float = 1.0
     blocks: tuple[int, ...] = ()
 
@@ -102,7 +104,8 @@ def calibrate(params: Params, size: DataSize, *, device: "torch.device", gpu: bo
         train=train.seconds,
         pca_row=row,
         pca_axes=axes,
-        cluster=_clustering(params, size.count, components, gpu, each),
+        cluster=_kmeans(size.count, components, params.cluster.k, gpu, each, backend=params.cluster.backend),
+        pair=_search(params, size.count, components, gpu, each),
         final=_kmeans(size.count, features, params.cluster.k, gpu, each),
         pixels=_kmeans(size.count, pixels, params.cluster.k, gpu, each) if size.classes else 0.0,
         features=features,
@@ -212,24 +215,28 @@ def _pca(most: int, features: int, components: int, budget: float) -> tuple[floa
     return row, seconds_each(axes, 1, budget / 2).seconds * (features / width) ** 3
 
 
-def _clustering(params: Params, count: int, components: int, gpu: bool | None, budget: float) -> float:
-    """k-means as `_kmeans` measures it; of pic one pair of rows."""
-    if params.cluster.method == "kmeans":
-        return _kmeans(count, components, params.cluster.k, gpu, budget, backend=params.cluster.backend)
-    from deepcluster.clustering.pic import pic
+def _search(params: Params, count: int, components: int, gpu: bool | None, budget: float) -> float:
+    """Of one pair of rows whose distance the graph of neighbours wants; 0 where no epoch has one."""
+    from deepcluster.clustering.backends import uses_gpu
+    from deepcluster.clustering.neighbours import nearest_neighbours
 
-    settings = params.cluster.pic
-    rng = np.random.default_rng(0)
+    graphs = graphs_of(params)
+    if not graphs:
+        return 0.0
     most = min(count, ROWS)
-    rows_Nd = rng.standard_normal((most, components), dtype=np.float32)
-    rows_Nd /= np.linalg.norm(rows_Nd, axis=1, keepdims=True)
+    rows_Nd = np.random.default_rng(0).standard_normal((most, components), dtype=np.float32)
 
     def work(number: int) -> None:
-        pic(
-            rows_Nd[:number], neighbours=min(settings.neighbours, number - 1), sigma=10.0, alpha=settings.alpha, gpu=gpu
-        )
+        nearest_neighbours(rows_Nd[:number], min(max(graphs), number - 1), gpu=uses_gpu("faiss", gpu))
 
     return seconds_each(work, most, budget, first=most).seconds / most
+
+
+def graphs_of(params: Params) -> list[int]:
+    """Neighbours in the graphs of the first and of the last epoch, where these have one."""
+    methods = [at_epoch(params, epoch).cluster.method for epoch in (1, params.epochs)]
+    neighbours = {"pic": params.cluster.pic.neighbours, "spectral": params.cluster.spectral.neighbours}
+    return [neighbours[method] for method in methods if method in neighbours]
 
 
 def _kmeans(

@@ -8,6 +8,7 @@ from deepcluster.params.refine import at_epoch, final_k, refined
 from deepcluster.params.sections import (
     Arch,
     Augment,
+    ClusterMethod,
     Collapse,
     Contrastive,
     DataName,
@@ -21,6 +22,7 @@ __all__ = [
     "PARAMS_FILE",
     "Arch",
     "Augment",
+    "ClusterMethod",
     "Collapse",
     "Contrastive",
     "DataName",

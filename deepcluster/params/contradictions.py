@@ -12,14 +12,14 @@ def contradictions(params: Params) -> Iterator[str]:
     cluster, head, schedule = params.cluster, params.train.head, params.train.schedule
     if cluster.spherical and cluster.backend != "faiss":
         yield f"cluster.spherical: needs cluster.backend faiss; got {cluster.backend!r}"
-    if cluster.spherical and cluster.method == "pic":
-        yield "cluster.spherical: is for cluster.method kmeans; got 'pic'"
+    if cluster.spherical and cluster.method != "kmeans":
+        yield f"cluster.spherical: is for cluster.method kmeans; got {cluster.method!r}"
     if not head.reset and cluster.method == "pic":
         yield "train.head.reset: false needs cluster.method kmeans, as pic finds another number of clusters each epoch"
     elif not head.reset and not cluster.match_labels:
         yield "train.head.reset: false needs cluster.match_labels: true, since cluster numbers permute between epochs"
-    if cluster.warm_start and cluster.method == "pic":
-        yield "cluster.warm_start: is for cluster.method kmeans; got 'pic'"
+    if cluster.warm_start and cluster.method != "kmeans":
+        yield f"cluster.warm_start: is for cluster.method kmeans; got {cluster.method!r}"
     if head.carry_optimizer and cluster.method == "pic":
         yield "train.head.carry_optimizer: true needs cluster.method kmeans, as with pic the head's size changes"
     if params.refine.after is not None:
@@ -63,8 +63,8 @@ def _needs_of_v2(params: Params) -> Iterator[str]:
     cluster, train = params.cluster, params.train
     if params.pca.enabled:
         yield "pca.enabled: false, since the projections' own centroids are its last layer"
-    if cluster.method == "pic":
-        yield "cluster.method kmeans; got 'pic'"
+    if cluster.method != "kmeans":
+        yield f"cluster.method kmeans; got {cluster.method!r}"
     elif not cluster.spherical:
         yield "cluster.spherical: true, since it compares projections by their cosine"
     if train.loss != "cross_entropy":

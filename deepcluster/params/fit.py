@@ -10,7 +10,7 @@ def misfits(params: Params, *, images: int, features: int) -> Iterator[str]:
     cluster, pca, refine, final = params.cluster, params.pca, params.refine, params.evaluate.k
     if pca.enabled and pca.components > min(images, features):
         yield f"pca.components: must be <= min(N, D) = min({images}, {features}); got {pca.components}"
-    if cluster.method == "kmeans" and cluster.k > images:
+    if cluster.method != "pic" and cluster.k > images:
         yield f"cluster.k: must be <= N = {images} images; got {cluster.k}"
     if refine.after is not None and refine.k is not None and refine.k > images:
         yield f"refine.k: must be <= N = {images} images; got {refine.k}"
@@ -18,3 +18,7 @@ def misfits(params: Params, *, images: int, features: int) -> Iterator[str]:
         yield f"evaluate.k: must be <= N = {images} images; got {final}"
     if cluster.method == "pic" and cluster.pic.neighbours >= images:
         yield f"cluster.pic.neighbours: must be < N = {images} images; got {cluster.pic.neighbours}"
+    if cluster.method == "spectral" or (refine.after is not None and refine.method == "spectral"):
+        for key, value in (("neighbours", cluster.spectral.neighbours), ("vectors", cluster.spectral.vectors)):
+            if value is not None and value >= images:
+                yield f"cluster.spectral.{key}: must be < N = {images} images; got {value}"

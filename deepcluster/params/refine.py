@@ -27,6 +27,6 @@ def at_epoch(params: Params, epoch: int | None) -> Params:
     refine = params.refine
     if not refined(params, epoch):
         return params
-    own = {"k": refine.k, "restarts": refine.restarts, "init": "k-means++", "method": "kmeans"}
+    own = {"k": refine.k, "restarts": refine.restarts, "init": "k-means++", "method": refine.method}
     pca = params.pca.model_copy(update={"whiten": refine.whiten})
     return params.model_copy(update={"pca": pca, "cluster": params.cluster.model_copy(update=own)})

@@ -11,6 +11,7 @@ DataName = Literal[
     "digits", "mnist", "fashionmnist", "kmnist", "usps", "cifar10", "stl10", "gtsrb", "tinyimagenet", "folder"
 ]
 Precision = Literal["fp32", "bf16"]
+ClusterMethod = Literal["kmeans", "pic", "spectral"]
 
 
 def _sequence_to_tuple(value: Any) -> Any:
@@ -132,10 +133,17 @@ class Pic(Section):
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.001
 
 
+class Spectral(Section):
+    """Spectral clustering, `cluster.method` or `refine.method: spectral`: see `deepcluster.clustering.spectral`."""
+
+    neighbours: Count = 10
+    vectors: Annotated[int, Field(ge=2)] | None = None
+
+
 class Cluster(Section):
     """Reduced features -> pseudo-labels: see `deepcluster.clustering`."""
 
-    method: Literal["kmeans", "pic"] = "kmeans"
+    method: ClusterMethod = "kmeans"
     backend: Literal["faiss", "sklearn", "minibatch"] = "faiss"
     k: Annotated[int, Field(ge=2)] = 10
     iterations: Count = 20
@@ -147,6 +155,7 @@ class Cluster(Section):
     warm_start: bool = False
     match_labels: bool = False
     pic: Pic = Field(default_factory=Pic)
+    spectral: Spectral = Field(default_factory=Spectral)
     fail_on_collapse: bool = True
     collapse: Collapse = Field(default_factory=Collapse)
 
@@ -155,6 +164,7 @@ class Refine(Section):
     """Other pseudo-labels in the later epochs: see `deepcluster.params.refine`."""
 
     after: Count | None = None
+    method: Literal["kmeans", "spectral"] = "kmeans"
     k: Annotated[int, Field(ge=2)] | None = None
     whiten: bool = False
     restarts: Count = 10

@@ -102,9 +102,9 @@ def _pseudo(epoch: int | None) -> Bundle:
         layout.clusters(epoch), "clusters", made_by=f"cluster@{epoch}", ids=images.ids, epoch=epoch
     )
     used = found.attributes["params"]
-    if used.get("method") == "pic":
+    if (method := used.get("method", "kmeans")) != "kmeans":
         raise UserError(
-            f"--labels pseudo: the clusters of epoch {epoch} were made by cluster.method pic, which joins images along "
+            f"--labels pseudo: the clusters of epoch {epoch} were made by method {method}, which joins images along "
             "their neighbours, so no centroid tells where another image belongs; bundle --labels final"
         )
     checkpoint, settings = _checkpoint(images, epoch - 1), _extract_settings(epoch)

@@ -1,0 +1,266 @@
+"""Spectral clustering, against the formula written densely in float64, scikit-learn's, and by hand."""
+
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from conftest import EPOCH_STAGES, IMAGES, edit_params
+from sklearn.cluster import SpectralClustering
+from threadpoolctl import threadpool_limits
+
+from deepcluster import artifacts, layout
+from deepcluster.clustering import spectral as module
+from deepcluster.clustering.health import Health, Limits, collapsed
+from deepcluster.clustering.kmeans import kmeans
+from deepcluster.clustering.neighbours import nearest_neighbours
+from deepcluster.clustering.spectral import adjacency, embedding, memory_needed, spectral
+from deepcluster.errors import NumericsError
+from deepcluster.metrics import nmi
+from deepcluster.params import Collapse, Params, at_epoch, load_params, misfits
+from deepcluster.seeding import derive_seed
+
+
+def rings(each=300, seed=0):
+    """Two rings about one centre, which no pair of centroids separates."""
+    rng = np.random.default_rng(seed)
+    angle = rng.uniform(0, 2 * np.pi, 2 * each)
+    radius = np.repeat([1.0, 2.0], each) + rng.normal(scale=0.05, size=2 * each)
+    order = rng.permutation(2 * each)
+    rows = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).astype(np.float32)
+    return rows[order], np.repeat([0, 1], each)[order]
+
+
+def blobs(kinds=6, each=100, spread=0.9, seed=0):
+    rng = np.random.default_rng(seed)
+    targets = rng.permutation(np.repeat(np.arange(kinds), each))
+    rows = np.eye(8)[targets] * 5 + rng.normal(size=(len(targets), 8)) * spread
+    return rows.astype(np.float32), targets
+
+
+def dense_embedding(rows, neighbours, vectors):
+    """The formula as the module's docstring states it, with loops."""
+    rows = rows.astype(np.float64)
+    squares = ((rows[:, None] - rows) ** 2).sum(axis=2)
+    np.fill_diagonal(squares, np.inf)
+    A = np.zeros_like(squares)
+    for i in range(len(rows)):
+        for j in np.argsort(squares[i], kind="stable")[:neighbours]:
+            A[i, j] = A[j, i] = 1
+    degrees = A.sum(axis=1)
+    L = A / np.sqrt(np.outer(degrees, degrees))
+    _, found = np.linalg.eigh(L)
+    largest = found[:, ::-1][:, :vectors]
+    return A, largest / np.linalg.norm(largest, axis=1, keepdims=True)
+
+
+def graph_of(rows, neighbours):
+    return adjacency(nearest_neighbours(rows, neighbours)[0])
+
+
+def like(labels, others):
+    return nmi(labels, others)
+
+
+class TestFormula:
+    @pytest.mark.parametrize("each", [50, 100], ids=["all eigenvectors", "those of Lanczos"])
+    def test_as_written_densely(self, each):
+        rows, _ = blobs(each=each)
+        A, expected = dense_embedding(rows, 10, 7)
+        graph = graph_of(rows, 10)
+        assert np.array_equal(graph.toarray(), A)
+        found = embedding(graph, 7)
+        # signs, and turns among equal eigenvalues, are free: products of rows are not
+        assert np.allclose(found @ found.T, expected @ expected.T, atol=1e-4)
+        assert found.dtype == np.float32
+
+    def test_both_ways_to_the_eigenvectors_are_tried(self):
+        assert 300 <= module._DENSE < 600
+
+    def test_path_of_four_by_hand(self):
+        """0-1-2-3: L has 1/sqrt(2), 1/2, 1/sqrt(2) beside its diagonal; the largest are 1 and 1/2."""
+        graph = graph_of(np.array([[0.0], [1.0], [2.1], [3.0]], np.float32), 1)
+        assert graph.toarray().tolist() == [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]]
+        graph = graph + graph  # twice the edges change nothing
+        assert np.allclose(np.abs(embedding(graph, 2) @ embedding(graph, 2).T), np.kron(np.eye(2), np.ones((2, 2))))
+
+    def test_like_scikit_learns(self):
+        rows, _ = blobs(spread=1.3)
+        graph = graph_of(rows, 10)
+        theirs = SpectralClustering(6, affinity="precomputed", random_state=0, n_init=10).fit_predict(graph)
+        ours = spectral(rows, k=6, vectors=6, restarts=10, init="k-means++", seed=1).labels_N
+        assert like(ours, theirs) > 0.95
+
+
+class TestClusters:
+    def test_of_any_shape(self):
+        rows, targets = rings()
+        found = spectral(rows, k=2, neighbours=10, vectors=2, restarts=5, seed=1)
+        assert like(found.labels_N, targets) == pytest.approx(1)
+        assert like(kmeans(rows, k=2, backend="faiss", restarts=5, seed=1).labels_N, targets) < 0.1
+
+    def test_are_told_by_their_means(self):
+        rows, _ = blobs()
+        found = spectral(rows, k=6, restarts=5, seed=1)
+        assert (found.labels_N.dtype, found.sizes_K.tolist()) == (np.int32, np.bincount(found.labels_N).tolist())
+        for cluster in range(6):
+            own = rows[found.labels_N == cluster].astype(np.float64)
+            assert np.allclose(found.centroids_Kd[cluster], own.mean(axis=0), atol=1e-5)
+            assert np.allclose(
+                found.distances_N[found.labels_N == cluster], ((own - own.mean(axis=0)) ** 2).sum(axis=1), rtol=1e-4
+            )
+        assert found.objective == pytest.approx([found.distances_N.sum()], rel=1e-5)
+
+    def test_same_bytes_on_any_number_of_threads(self):
+        rows, _ = blobs(each=120)
+        found = []
+        for threads in (1, 4):
+            with threadpool_limits(threads):
+                found.append(spectral(rows, k=6, seed=3).labels_N.tobytes())
+        assert found[0] == found[1]
+        assert spectral(rows, k=6, seed=4).labels_N.tobytes() != found[0]
+
+    def test_few_rows(self):
+        found = spectral(np.eye(4, dtype=np.float32) + np.arange(4)[:, None], k=3, neighbours=2, seed=0)
+        assert found.sizes_K.sum() == 4
+
+
+class TestMistakes:
+    def test_graph_in_more_parts_than_vectors(self):
+        rows = np.repeat(np.eye(9, dtype=np.float32), 12, axis=0)
+        message = (
+            "cluster.spectral: the graph of neighbours falls into 9 parts, more than its 4 vectors, as many images "
+            "have copies or are alike; try more cluster.spectral.neighbours, or cluster.method kmeans"
+        )
+        with pytest.raises(NumericsError) as caught:
+            spectral(rows, k=3, seed=0)
+        assert str(caught.value) == message
+        assert len(spectral(rows, k=9, restarts=9, seed=0).sizes_K) == 9
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"neighbours": 600}, "cluster.spectral.neighbours: must be < N = 600 images; got 600"),
+            ({"vectors": 600}, "cluster.spectral.vectors: must be >= 2 and < N = 600 images; got 600"),
+            ({"k": 601}, "cluster.k: must be <= N = 600 images; got 601"),
+            ({"k": 1}, "cluster.k: must be >= 2; got 1"),
+        ],
+    )
+    def test_numbers(self, changes, message):
+        with pytest.raises(NumericsError) as caught:
+            spectral(blobs()[0], **{"k": 6, "seed": 0} | changes)
+        assert str(caught.value) == message
+
+    def test_rows_that_are_not_finite(self):
+        rows, _ = blobs()
+        rows[7, 2] = np.nan
+        with pytest.raises(NumericsError, match="rows"):
+            spectral(rows, k=6, seed=0)
+
+    def test_eigenvectors_that_are_not_found(self, monkeypatch):
+        from scipy.sparse import linalg
+
+        def give_up(*_, **__):
+            raise linalg.ArpackNoConvergence("gave up", np.array([]), np.array([]))
+
+        monkeypatch.setattr(linalg, "eigsh", give_up)
+        with pytest.raises(
+            NumericsError, match=r"\d eigenvectors of the graph were not found .* fewer cluster\.spectral"
+        ):
+            spectral(blobs()[0], k=6, seed=0)
+
+    def test_params_that_do_not_fit_the_images(self):
+        first = Params.model_validate({"cluster": {"method": "spectral", "spectral": {"vectors": 50}}})
+        assert list(misfits(first, images=40, features=256))[1:] == [
+            "cluster.spectral.vectors: must be < N = 40 images; got 50"
+        ]
+        later = {"cluster": {"spectral": {"neighbours": 70}}, "refine": {"after": 1, "k": 10, "method": "spectral"}}
+        assert "cluster.spectral.neighbours: must be < N = 64 images; got 70" in misfits(
+            Params.model_validate(later), images=64, features=256
+        )
+
+    def test_refused_together(self):
+        for section in ({"spherical": True}, {"warm_start": True}):
+            with pytest.raises(Exception, match=r"is for cluster\.method kmeans; got 'spectral'"):
+                _load({"cluster": {"method": "spectral"} | section})
+
+
+def _load(content):
+    from deepcluster.params.contradictions import contradictions
+
+    if problems := list(contradictions(Params.model_validate(content))):
+        raise NumericsError("\n".join(problems))
+
+
+def test_collapse_says_what_to_try_for_this_method():
+    found = Health(effective_k=1.1, largest_share=0.97, empty=0, feature_rank=9.0, drift=None)
+    message = collapsed(found, np.array([97, 2, 1]), 8, Limits(**Collapse().model_dump()), method="spectral")
+    assert message is not None
+    assert message.endswith(
+        "try another cluster.k, more cluster.spectral.neighbours, pca.whiten, or a lower train.optimizer.lr"
+    )
+
+
+def test_memory_grows_with_what_it_holds():
+    assert memory_needed(60_000, 64, 10, 31) < 1e9
+    assert memory_needed(2_000, 64, 10, 31) < memory_needed(2_000, 64, 20, 31) < memory_needed(4_000, 64, 20, 31)
+
+
+def test_refining_may_be_spectral_after_kmeans():
+    params = Params.model_validate({"refine": {"after": 3, "k": 7, "method": "spectral", "restarts": 4}})
+    assert at_epoch(params, 3).cluster.method == "kmeans"
+    late = at_epoch(params, 4).cluster
+    assert (late.method, late.k, late.restarts, late.init) == ("spectral", 7, 4, "k-means++")
+
+
+class TestStages:
+    CHANGES: ClassVar = {
+        "cluster.method": "spectral",
+        "cluster.k": 5,
+        "cluster.restarts": 3,
+        "cluster.spectral.neighbours": 8,
+        "refine.after": 1,
+        "refine.k": 4,
+        "refine.method": "spectral",
+        "refine.restarts": 2,
+    }
+
+    def test_labels_are_those_of_the_function(self, workspace, outcome):
+        edit_params(Path("params.yaml"), self.CHANGES)
+        seed = load_params().seed
+        for epoch, how in ((1, {"k": 5, "restarts": 3}), (2, {"k": 4, "restarts": 2, "init": "k-means++"})):
+            for command in EPOCH_STAGES:
+                status, out, err = outcome(command, "--epoch", str(epoch))
+                assert status == 0, err
+                if command == "cluster":
+                    assert f" of {how['k']}, feature" in out
+            rows_Nd = artifacts.open_store(layout.pca(epoch), "pca", made_by="").read("reduced")
+            own_seed = derive_seed(seed, "kmeans", epoch)
+            expected = spectral(
+                rows_Nd, neighbours=8, seed=own_seed, iterations=load_params().cluster.iterations, **how
+            )
+            found = artifacts.open_store(layout.clusters(epoch), "clusters", made_by="")
+            np.testing.assert_array_equal(found.read("labels"), expected.labels_N)
+            np.testing.assert_array_equal(found.read("distances"), expected.distances_N)
+            np.testing.assert_array_equal(found.read("centroids"), expected.centroids_Kd)
+        for command in ("evaluate", "report", "summary"):
+            status, _, err = outcome(command)
+            assert status == 0, err
+
+    def test_settings_that_do_not_fit(self, workspace, outcome):
+        edit_params(Path("params.yaml"), {"cluster.method": "spectral", "cluster.spectral.neighbours": IMAGES})
+        expected = f"error: cluster.spectral.neighbours: must be < N = {IMAGES} images; got {IMAGES}\n"
+        assert outcome("cluster", "--epoch", "1") == (2, "", expected)
+
+    def test_sweep_k_is_for_kmeans(self, workspace, outcome):
+        edit_params(Path("params.yaml"), {"cluster.method": "spectral"})
+        expected = "error: cluster.method: sweep-k compares runs of kmeans alone; epoch 1 has 'spectral'\n"
+        assert outcome("sweep-k", "--epoch", "1", "--k", "3,4") == (2, "", expected)
+
+    def test_no_centroids_to_bundle(self, workspace, outcome):
+        edit_params(Path("params.yaml"), self.CHANGES)
+        assert outcome("cluster", "--epoch", "1")[0] == 0
+        status, _, err = outcome("bundle", "--labels", "pseudo", "--epoch", "1", "--out", "a bundle")
+        assert status == 2
+        assert "the clusters of epoch 1 were made by method spectral" in err
+        assert not Path("a bundle").exists()
