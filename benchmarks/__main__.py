@@ -26,6 +26,7 @@ from benchmarks import (
     remote,
     results,
     resuming,
+    spectral,
     stages,
 )
 from benchmarks.data import Source
@@ -39,6 +40,7 @@ SECTIONS = {
     "augment": augment.measure,
     "objectives": objectives.measure,
     "pic": pic.measure,
+    "spectral": spectral.measure,
     "neighbour": neighbour.measure,
     "report": page.measure,
     "remote": remote.measure,

@@ -91,31 +91,37 @@ def blobs_quality() -> list[Quality]:
         "scikit-learn SpectralClustering, told 20": spectral,
         "k-means, told 20": lambda: kmeans(rows_Nd, k=20, backend="faiss", restarts=10, seed=0).labels_N,
     }
-    return [_quality(name, work, targets_N) for name, work in works.items()]
+    return [quality_of(name, work, targets_N) for name, work in works.items()]
 
 
 def mnist_quality(folder: Path, count: int) -> list[Quality]:
     """The first images; k-means with 10 clusters, with 100, and with as many as pic found."""
     from deepcluster.clustering.kmeans import kmeans
     from deepcluster.clustering.pic import pic
+
+    rows_Nd, targets_N = whitened_pixels(folder, count)
+    found = [quality_of("pic", lambda: pic(rows_Nd).labels_N, targets_N)]
+    for k in (10, 100, found[0].clusters):
+
+        def by_kmeans(k: int = k) -> NDArray[Any]:
+            return kmeans(rows_Nd, k=k, backend="faiss", seed=1).labels_N
+
+        found.append(quality_of("k-means", by_kmeans, targets_N))
+    return found
+
+
+def whitened_pixels(folder: Path, count: int) -> tuple[NDArray[np.float32], NDArray[Any]]:
+    """Of MNIST's first images the pixels after whitened PCA, of norm 1, and the classes."""
     from deepcluster.datasets.mnist import read_mnist
     from deepcluster.reduction.pca import fit_transform
 
     images_N1HW, targets_N, _ = read_mnist(folder, "train")
     pixels_ND = images_N1HW[:count].reshape(count, -1).astype(np.float32) / np.float32(255)
     settings: dict[str, Any] = {"components": COMPONENTS, "whiten": True, "normalize": True, "seed": 0}
-    rows_Nd = fit_transform(pixels_ND, backend="streaming", **settings).reduced_Nd
-    found = [_quality("pic", lambda: pic(rows_Nd).labels_N, targets_N[:count])]
-    for k in (10, 100, found[0].clusters):
-
-        def by_kmeans(k: int = k) -> NDArray[Any]:
-            return kmeans(rows_Nd, k=k, backend="faiss", seed=1).labels_N
-
-        found.append(_quality("k-means", by_kmeans, targets_N[:count]))
-    return found
+    return fit_transform(pixels_ND, backend="streaming", **settings).reduced_Nd, targets_N[:count]
 
 
-def _quality(name: str, work: Callable[[], NDArray[Any]], targets_N: NDArray[Any]) -> Quality:
+def quality_of(name: str, work: Callable[[], NDArray[Any]], targets_N: NDArray[Any]) -> Quality:
     from deepcluster.metrics import nmi
 
     started = time.perf_counter()
