@@ -141,7 +141,9 @@ def _checked(
     limits = Limits(**settings.collapse.model_dump())
     if problem := collapsed(state, found.sizes_K, components, limits, method=settings.method):
         if refined(params, epoch):
-            problem += " (beyond refine.after it is refine.k, refine.whiten and refine.restarts that count)"
+            problem += (
+                " (beyond refine.after it is refine.method, refine.k, refine.whiten and refine.restarts that count)"
+            )
         if settings.fail_on_collapse:
             sweep = f"`deepcluster sweep-k --epoch {epoch}` tries other k, " if settings.method == "kmeans" else ""
             raise CollapseError(

@@ -213,7 +213,11 @@ def test_a_collapse_ends_all_and_publishes_nothing(small_chunks, tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "setting"),
-    [({"cluster__method": "pic"}, "cluster.method pic"), ({"cluster__backend": "sklearn"}, "cluster.backend sklearn")],
+    [
+        ({"cluster__method": "pic"}, "cluster.method pic"),
+        ({"cluster__method": "spectral"}, "cluster.method spectral"),
+        ({"cluster__backend": "sklearn"}, "cluster.backend sklearn"),
+    ],
 )
 def test_what_one_process_does_alone(run, tmp_path, changes, setting):  # noqa: F811 - the fixture
     set_params(**changes)

@@ -42,7 +42,7 @@ SETTINGS = {
     "loss": ["cross_entropy", "mse", "l1", "l2"],
     "strategy": ["none", "pseudo_labels", "two_views"],
     "pca": ["streaming", "sklearn", "faiss"],
-    "clustering": ["faiss", "sklearn", "minibatch", "pic"],
+    "clustering": ["faiss", "sklearn", "minibatch", "pic", "spectral"],
     "sobel": [False, True],
     "precision": ["fp32", "bf16"],
     "data": ["grey", "colour", "unlabelled colour"],
@@ -106,15 +106,15 @@ def project_folder(tmp_path, monkeypatch):
 
 def run(row: dict) -> None:
     write_images(Path("images"), colour=row["data"] != "grey", classes=row["data"] != "unlabelled colour")
-    kmeans = {} if row["clustering"] == "pic" else {"backend": row["clustering"]}
+    by_graph = row["clustering"] in ("pic", "spectral")
+    clustering = {"method": row["clustering"]} if by_graph else {"backend": row["clustering"]}
     params = {
         "epochs": 1,
         "data": {"name": "folder", "root": "images", "image_size": SIZE, "grayscale": row["data"] == "grey"},
         "model": {"arch": row["arch"], "sobel": row["sobel"]},
         "extract": {"precision": row["precision"], "batch_size": 16},
         "pca": {"backend": row["pca"], "components": COMPONENTS},
-        "cluster": {"method": "pic" if row["clustering"] == "pic" else "kmeans", "k": K, "fail_on_collapse": False}
-        | kmeans,
+        "cluster": {"k": K, "fail_on_collapse": False} | clustering,
         "train": {
             "batch_size": 16,
             "loss": row["loss"],

@@ -27,6 +27,7 @@ WORDS = [
     "random",
     "k-means++",
     "pic",
+    "spectral",
     "deepcluster_v2",
     "null",
     "1",

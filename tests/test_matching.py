@@ -106,7 +106,7 @@ class TestStage:
         store = artifacts.open_store(layout.clusters(epoch), "clusters", made_by="")
         return {name: store.read(name) for name in ("labels", "centroids", "sizes", "distances")}
 
-    @pytest.mark.parametrize("method", ["kmeans", "pic"])
+    @pytest.mark.parametrize("method", ["kmeans", "pic", "spectral"])
     def test_the_artifact_is_renumbered_as_a_whole(self, workspace, outcome, method):
         edit_params(Path("params.yaml"), {"cluster.pic.neighbours": 3, "cluster.pic.sigma": 0.5})
         before = self.cluster(outcome, 1, method=method)

@@ -175,11 +175,11 @@ IDENTICAL = (
         ),
         (
             "cluster: {method: pic, match_labels: true}\ntrain: {head: {reset: false}}",
-            "train.head.reset: false needs cluster.method kmeans, as pic finds another number of clusters each epoch",
+            "train.head.reset: false is not for cluster.method pic, which finds another number of clusters each epoch",
         ),
         (
             "cluster: {method: pic}\ntrain: {head: {carry_optimizer: true}}",
-            "train.head.carry_optimizer: true needs cluster.method kmeans, as with pic the head's size changes",
+            "train.head.carry_optimizer: true is not for cluster.method pic, with which the head's size changes",
         ),
         ("refine: {after: 3}", "refine.after: needs refine.k, usually that of the final clustering; got null"),
         (
@@ -279,6 +279,8 @@ train:
 def test_deepcluster_v2_with_power_iteration_clustering(load):
     text = "pca: {enabled: false}\ncluster: {method: pic}\ntrain: {method: deepcluster_v2}"
     assert mistakes(load, text) == ["train.method: deepcluster_v2 needs cluster.method kmeans; got 'pic'"]
+    text = text.replace("pic", "spectral")
+    assert mistakes(load, text) == ["train.method: deepcluster_v2 needs cluster.method kmeans; got 'spectral'"]
 
 
 def test_deepcluster_v2_with_what_it_needs(load):

@@ -136,5 +136,5 @@ class TestMistakes:
         edit_params(Path("params.yaml"), {"cluster.fail_on_collapse": True})
         status, _, err = outcome("cluster", "--epoch", epoch)
         assert status == 2
-        hint = " (beyond refine.after it is refine.k, refine.whiten and refine.restarts that count). Nothing was"
+        hint = " (beyond refine.after it is refine.method, refine.k, refine.whiten and refine.restarts that count). "
         assert (hint in err) is said

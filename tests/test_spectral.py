@@ -13,7 +13,8 @@ from deepcluster import artifacts, layout
 from deepcluster.clustering import spectral as module
 from deepcluster.clustering.health import Health, Limits, collapsed
 from deepcluster.clustering.kmeans import kmeans
-from deepcluster.clustering.neighbours import nearest_neighbours
+from deepcluster.clustering.kmeans import memory_needed as kmeans_memory
+from deepcluster.clustering.neighbours import nearest_neighbours, search_memory
 from deepcluster.clustering.spectral import adjacency, embedding, memory_needed, spectral
 from deepcluster.errors import NumericsError
 from deepcluster.metrics import nmi
@@ -77,12 +78,32 @@ class TestFormula:
     def test_both_ways_to_the_eigenvectors_are_tried(self):
         assert 300 <= module._DENSE < 600
 
+    def test_neighbours_of_either_side_are_joined(self):
+        graph = graph_of(np.array([[0.0], [1.0], [1.9], [3.0]], np.float32), 1)
+        assert graph.toarray().tolist() == [[0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 1, 0]]
+
     def test_path_of_four_by_hand(self):
-        """0-1-2-3: L has 1/sqrt(2), 1/2, 1/sqrt(2) beside its diagonal; the largest are 1 and 1/2."""
-        graph = graph_of(np.array([[0.0], [1.0], [2.1], [3.0]], np.float32), 1)
-        assert graph.toarray().tolist() == [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]]
-        graph = graph + graph  # twice the edges change nothing
-        assert np.allclose(np.abs(embedding(graph, 2) @ embedding(graph, 2).T), np.kron(np.eye(2), np.ones((2, 2))))
+        """0-1-2-3: L's eigenvalues are 1 and 1/2, of (1, r, r, 1) and (r, 1/2, -1/2, -r) with r = sqrt(2), over r."""
+        root = np.sqrt(2)
+        by_hand = np.array([[1, root, root, 1], [1, 1 / root, -1 / root, -1]]).T / [[np.sqrt(6), np.sqrt(3)]]
+        by_hand /= np.linalg.norm(by_hand, axis=1, keepdims=True)
+        found = embedding(graph_of(np.array([[0.0], [1.0], [1.9], [3.0]], np.float32), 1), 2)
+        assert np.allclose(found @ found.T, by_hand @ by_hand.T, atol=1e-6)
+
+    def test_pieces_and_what_comes_after_them(self):
+        """48 groups of 12 copies: 48 vectors of eigenvalue 1, then only negative ones, which are not those again."""
+        rows = np.repeat(np.eye(48, dtype=np.float32), 12, axis=0)
+        normalised, known = self.normalised(graph_of(rows, 11))
+        others = module._others(normalised, known, 3)
+        assert np.abs(known.T @ others).max() < 1e-6
+        assert np.allclose((others * (normalised @ others)).sum(axis=0), -1 / 11)
+
+    @staticmethod
+    def normalised(graph):
+        root_N = np.sqrt(np.asarray(graph.sum(axis=1)).ravel())
+        part_N = np.arange(len(root_N)) // 12
+        scaled = graph.multiply(1 / np.outer(root_N, root_N)).tocsr()
+        return scaled, module._vectors_of_parts(root_N, part_N, 48)
 
     def test_like_scikit_learns(self):
         rows, _ = blobs(spread=1.3)
@@ -121,8 +142,15 @@ class TestClusters:
         assert spectral(rows, k=6, seed=4).labels_N.tobytes() != found[0]
 
     def test_few_rows(self):
-        found = spectral(np.eye(4, dtype=np.float32) + np.arange(4)[:, None], k=3, neighbours=2, seed=0)
-        assert found.sizes_K.sum() == 4
+        rows = np.eye(12, dtype=np.float32) + np.linspace(0, 3, 12, dtype=np.float32)[:, None]
+        for count in (3, 4, 12):
+            found = spectral(rows[:count], k=count, neighbours=2, restarts=20, seed=0)
+            assert found.sizes_K.tolist() == [1] * count
+
+    def test_copies_give_the_same_clusters_each_time(self):
+        rows = np.repeat(np.eye(48, dtype=np.float32), 12, axis=0)
+        found = [spectral(rows, k=48, neighbours=11, seed=0, restarts=3).labels_N.tobytes() for _ in range(3)]
+        assert found[0] == found[1] == found[2]
 
 
 class TestMistakes:
@@ -135,7 +163,26 @@ class TestMistakes:
         with pytest.raises(NumericsError) as caught:
             spectral(rows, k=3, seed=0)
         assert str(caught.value) == message
-        assert len(spectral(rows, k=9, restarts=9, seed=0).sizes_K) == 9
+        found = spectral(rows, k=9, restarts=10, init="k-means++", seed=0)
+        assert found.sizes_K.tolist() == [12] * 9
+        assert (found.labels_N.reshape(9, 12) == found.labels_N[::12, None]).all()
+
+    def test_fewer_differences_than_clusters(self):
+        rows = np.repeat(np.eye(2, dtype=np.float32), 300, axis=0)
+        rows += np.random.default_rng(0).normal(scale=0.01, size=rows.shape).astype(np.float32)
+        graph = adjacency(nearest_neighbours(rows, 10)[0])
+        assert embedding(graph, 2).shape == (600, 2)
+        with pytest.raises(NumericsError) as caught:
+            spectral(np.repeat(np.eye(2, dtype=np.float32), 12, axis=0), k=6, neighbours=11, vectors=2, seed=0)
+        assert str(caught.value) == (
+            "cluster.k (beyond refine.after refine.k): 2 eigenvectors of the graph of neighbours tell only 2 clusters "
+            "apart; got 6; try a smaller one, or more cluster.spectral.vectors"
+        )
+
+    def test_two_rows(self):
+        with pytest.raises(NumericsError) as caught:
+            spectral(np.eye(2, dtype=np.float32), k=2, neighbours=1, seed=0)
+        assert str(caught.value) == "cluster.method: spectral needs 3 images or more; got 2"
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -181,8 +228,15 @@ class TestMistakes:
 
     def test_refused_together(self):
         for section in ({"spherical": True}, {"warm_start": True}):
-            with pytest.raises(Exception, match=r"is for cluster\.method kmeans; got 'spectral'"):
+            with pytest.raises(NumericsError, match=r"is for cluster\.method kmeans; got 'spectral'"):
                 _load({"cluster": {"method": "spectral"} | section})
+            later = {"cluster": section, "refine": {"after": 1, "k": 3, "method": "spectral"}}
+            with pytest.raises(NumericsError, match=r"is for refine\.method kmeans; got 'spectral'"):
+                _load(later)
+
+    def test_a_head_that_stays_is_not(self):
+        """As many clusters each epoch, numbered as before."""
+        _load({"cluster": {"method": "spectral", "match_labels": True}, "train": {"head": {"reset": False}}})
 
 
 def _load(content):
@@ -202,8 +256,12 @@ def test_collapse_says_what_to_try_for_this_method():
 
 
 def test_memory_grows_with_what_it_holds():
-    assert memory_needed(60_000, 64, 10, 31) < 1e9
-    assert memory_needed(2_000, 64, 10, 31) < memory_needed(2_000, 64, 20, 31) < memory_needed(4_000, 64, 20, 31)
+    search, kmeans_own = search_memory(60_000, 64), kmeans_memory("faiss", 60_000, 31)
+    held = 8 * 60_000 * (2 * 31 + 1 + 2 * 31)
+    assert held > kmeans_own
+    assert memory_needed(60_000, 64, 10, 31) == 16 * 60_000 * 64 + 100 * 60_000 * 10 + held + search
+    few = memory_needed(60_000, 64, 10, 2) - search - 16 * 60_000 * 64 - 100 * 60_000 * 10
+    assert few == 8 * 60_000 * (20 + 4)  # Lanczos' method keeps no fewer
 
 
 def test_refining_may_be_spectral_after_kmeans():

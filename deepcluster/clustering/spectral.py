@@ -48,10 +48,12 @@ def spectral(
     one value.
     On the CPU the same rows and seed give the same bytes on any number of threads, but for what `kmeans` says.
     `gpu`: as for `kmeans`, for the search and for k-means; the eigenvectors are computed on the CPU.
-    NumericsError: k < 2, k > N, neighbours or vectors >= N, rows that are not finite, a graph in more parts than
-    vectors, eigenvectors that are not found.
+    NumericsError: k < 2, k > N, N < 3, neighbours or vectors >= N, rows that are not finite, a graph in more parts than
+    vectors, eigenvectors that are not found, or by which fewer than k images differ.
     """
     check_clusters(rows_Nd, k, iterations, restarts, None)
+    if len(rows_Nd) < 3:
+        raise NumericsError(f"cluster.method: spectral needs 3 images or more; got {len(rows_Nd)}")
     vectors = vectors_of(k, vectors, len(rows_Nd))
     if not 2 <= vectors < len(rows_Nd):
         raise NumericsError(f"cluster.spectral.vectors: must be >= 2 and < N = {len(rows_Nd)} images; got {vectors}")
@@ -71,7 +73,9 @@ def spectral(
     )
     if not found.sizes_K.all():
         raise NumericsError(
-            f"cluster.k: the graph of neighbours has only {np.count_nonzero(found.sizes_K)} clusters; got {k}"
+            f"cluster.k (beyond refine.after refine.k): {vectors} eigenvectors of the graph of neighbours tell only "
+            f"{np.count_nonzero(found.sizes_K)} clusters apart; got {k}; try a smaller one, or more "
+            "cluster.spectral.vectors"
         )
     return with_own_means(rows_Nd, found.labels_N, k=k)
 
@@ -84,8 +88,10 @@ def vectors_of(k: int, vectors: int | None, count: int) -> int:
 def memory_needed(count: int, components: int, neighbours: int, vectors: int) -> float:
     """About how many bytes `spectral` takes at its peak: the rows and two copies, the graph several times over, or the
     vectors that Lanczos' method keeps (twice as many as are asked for), or k-means among them; the search's blocks."""
-    later = max(8.0 * (3 * vectors + 2) * count, by_kmeans.memory_needed("faiss", count, vectors))
-    return 12.0 * count * components + 100.0 * count * neighbours + later + search_memory(count, components)
+    later = max(
+        8.0 * count * (max(2 * vectors + 1, 20) + 2 * vectors), by_kmeans.memory_needed("faiss", count, vectors)
+    )
+    return 16.0 * count * components + 100.0 * count * neighbours + later + search_memory(count, components)
 
 
 def adjacency(numbers_NM: NDArray[np.int32]) -> Any:
@@ -114,7 +120,7 @@ def embedding(graph: Any, vectors: int) -> NDArray[np.float32]:
     count, root_N = graph.shape[0], np.sqrt(np.asarray(graph.sum(axis=1)).ravel())
     normalised = sparse.diags(1 / root_N) @ graph @ sparse.diags(1 / root_N)
     with one_thread_a_product():
-        if count <= max(_DENSE, 4 * vectors):
+        if count <= _DENSE:
             found_NV = np.linalg.eigh(normalised.toarray())[1][:, : -vectors - 1 : -1]
         else:
             of_parts_NP = _vectors_of_parts(root_N, part_N, parts)
@@ -137,11 +143,12 @@ def _others(normalised: Any, known_NP: NDArray[np.float64], wanted: int) -> NDAr
     if not wanted:
         return np.empty((count, 0))
     remaining = LinearOperator(
-        normalised.shape, matvec=lambda x_N: normalised @ x_N - known_NP @ (known_NP.T @ x_N), dtype=np.float64
-    )
-    start_N = np.random.default_rng(_SEED).standard_normal(count)
+        normalised.shape, matvec=lambda x_N: normalised @ x_N - 2 * known_NP @ (known_NP.T @ x_N), dtype=np.float64
+    )  # the known ones have eigenvalue -1 now, than which none is less
+    rng = np.random.default_rng(_SEED)  # also for restarts, which would else be random
+    start_N = rng.standard_normal(count)
     try:
-        values_V, vectors_NV = eigsh(remaining, wanted, which="LA", v0=start_N, tol=1e-6)
+        values_V, vectors_NV = eigsh(remaining, wanted, which="LA", v0=start_N, tol=1e-6, rng=rng)
     except ArpackNoConvergence as error:
         raise NumericsError(
             f"cluster.spectral: {wanted} eigenvectors of the graph were not found within Lanczos' iterations; "

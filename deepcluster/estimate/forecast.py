@@ -131,7 +131,8 @@ def _cluster_once(params: Params, size: DataSize, rates: Rates) -> Cost:
         memory = pic.memory_needed(size.count, columns, settings.pic.neighbours)
     elif settings.method == "spectral":
         vectors = spectral.vectors_of(settings.k, settings.spectral.vectors, size.count)
-        among = settings.restarts * (settings.iterations + 1) * settings.k * vectors / columns
+        iterations = settings.iterations + (KMEANS_PLUS_PLUS if settings.init == "k-means++" else 0.0)
+        among = settings.restarts * (iterations + 1) * settings.k * vectors / columns
         work = size.count * (rates.pair * size.count + LANCZOS * vectors**2 + rates.cluster * among)
         memory = spectral.memory_needed(size.count, columns, settings.spectral.neighbours, vectors)
     else:

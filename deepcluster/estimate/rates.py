@@ -97,14 +97,15 @@ def calibrate(params: Params, size: DataSize, *, device: "torch.device", gpu: bo
     if params.train.method == "deepcluster_v2":
         components = params.train.v2.outputs
     row, axes = _pca(min(size.count, ROWS), features, components, budget["pca"]) if params.pca.enabled else (0.0, 0.0)
-    each = budget["clustering"]
+    each = budget["clustering"] * 3 / (4 if graphs_of(params) else 3)
+    backend = params.cluster.backend if params.cluster.method == "kmeans" else "faiss"
     return Rates(
         decode=decode,
         forward=forward.seconds,
         train=train.seconds,
         pca_row=row,
         pca_axes=axes,
-        cluster=_kmeans(size.count, components, params.cluster.k, gpu, each, backend=params.cluster.backend),
+        cluster=_kmeans(size.count, components, params.cluster.k, gpu, each, backend=backend),
         pair=_search(params, size.count, components, gpu, each),
         final=_kmeans(size.count, features, params.cluster.k, gpu, each),
         pixels=_kmeans(size.count, pixels, params.cluster.k, gpu, each) if size.classes else 0.0,

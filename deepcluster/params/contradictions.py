@@ -12,16 +12,19 @@ def contradictions(params: Params) -> Iterator[str]:
     cluster, head, schedule = params.cluster, params.train.head, params.train.schedule
     if cluster.spherical and cluster.backend != "faiss":
         yield f"cluster.spherical: needs cluster.backend faiss; got {cluster.backend!r}"
-    if cluster.spherical and cluster.method != "kmeans":
-        yield f"cluster.spherical: is for cluster.method kmeans; got {cluster.method!r}"
     if not head.reset and cluster.method == "pic":
-        yield "train.head.reset: false needs cluster.method kmeans, as pic finds another number of clusters each epoch"
+        yield "train.head.reset: false is not for cluster.method pic, which finds another number of clusters each epoch"
     elif not head.reset and not cluster.match_labels:
         yield "train.head.reset: false needs cluster.match_labels: true, since cluster numbers permute between epochs"
-    if cluster.warm_start and cluster.method != "kmeans":
-        yield f"cluster.warm_start: is for cluster.method kmeans; got {cluster.method!r}"
+    methods = {"cluster": cluster.method} | (
+        {"refine": params.refine.method} if params.refine.after is not None else {}
+    )
+    for key, on in (("spherical", cluster.spherical), ("warm_start", cluster.warm_start)):
+        for section, method in methods.items():
+            if on and method != "kmeans":
+                yield f"cluster.{key}: is for {section}.method kmeans; got {method!r}"
     if head.carry_optimizer and cluster.method == "pic":
-        yield "train.head.carry_optimizer: true needs cluster.method kmeans, as with pic the head's size changes"
+        yield "train.head.carry_optimizer: true is not for cluster.method pic, with which the head's size changes"
     if params.refine.after is not None:
         yield from (f"refine.after: needs {need}" for need in _needs_of_refining(params))
     for key, named in (("data.root", params.data.root), ("model.weights", params.model.weights)):

@@ -22,7 +22,8 @@ def at_epoch(params: Params, epoch: int | None) -> Params:
     Whitening gives what separates classes and what varies within them the same weight. That keeps training from
     following the largest directions from the start, but the clusters stay poor ones, and a third of the images change
     theirs each epoch. Once the features are good, k-means without whitening finds better clusters, which stand still
-    (docs/ablations.md).
+    (docs/ablations.md). Spectral clusters may have any shape, and are better where classes do
+    (docs/results.md).
     """
     refine = params.refine
     if not refined(params, epoch):

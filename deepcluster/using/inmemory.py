@@ -2,7 +2,7 @@
 
 The same functions with the same random streams in the same blocks, so the same settings give the same labels as the
 pipeline. What the stages offer beyond the paper's course (contrastive losses, heads that are kept, frozen parts,
-power-iteration clustering, warm starts) is theirs alone.
+power-iteration and spectral clustering, warm starts) is theirs alone.
 Shapes: N images, C channels, S pixels a side, D features, d components, K clusters.
 """
 
