@@ -30,20 +30,34 @@ class Quality:
 def measure(source: Source, *, quick: bool, long: bool, images: int | None, output: Path) -> dict[str, Any]:
     """Speed at two sizes and growth between them; against spectral clustering; on MNIST, if it is there."""
     counts = (2000, 4000) if quick else (10_000, 60_000)
-    found: dict[str, Any] = {"comparisons": [speed(count, rounds=2 if quick else 3) for count in counts]}
-    first, last = (count / row.rate for count, row in zip(counts, found["comparisons"], strict=True))
-    found["growth_exponent"] = float(np.log(last / first) / np.log(counts[1] / counts[0]))
-    print("\n" + results.table(results.COMPARISON_HEADER, list(map(results.comparison_row, found["comparisons"]))))
-    print(f"\ntime of pic ~ N^{found['growth_exponent']:.2f} from {counts[0]:,} to {counts[1]:,} rows")
+    found = growth_of("pic", speed, counts, quick=quick)
     found["blobs"] = blobs_quality()
     print("\n" + quality_table("2,000 rows about 20 points: NMI with the points", found["blobs"]))
-    if source.mnist is not None:
-        found["mnist"] = mnist_quality(source.mnist, 2000 if quick else 10_000)
-        print("\n" + quality_table("MNIST, whitened PCA of pixels, L2: NMI with the classes", found["mnist"]))
-    return found
+    return found | on_mnist(source, mnist_quality, quick=quick)
 
 
-def speed(count: int, *, rounds: int) -> Comparison:
+def growth_of(
+    name: str, speed: Callable[[int, int], Comparison], counts: tuple[int, int], *, quick: bool
+) -> dict[str, Any]:
+    """`speed(rows, rounds)` at both sizes, and the exponent of the time's growth between them, printed."""
+    comparisons = [speed(count, 2 if quick else 3) for count in counts]
+    first, last = (count / row.rate for count, row in zip(counts, comparisons, strict=True))
+    exponent = float(np.log(last / first) / np.log(counts[1] / counts[0]))
+    print("\n" + results.table(results.COMPARISON_HEADER, list(map(results.comparison_row, comparisons))))
+    print(f"\ntime of {name} ~ N^{exponent:.2f} from {counts[0]:,} to {counts[1]:,} rows")
+    return {"comparisons": comparisons, "growth_exponent": exponent}
+
+
+def on_mnist(source: Source, quality: Callable[[Path, int], list[Quality]], *, quick: bool) -> dict[str, Any]:
+    """`quality(folder, images)`, printed; nothing where MNIST is not there."""
+    if source.mnist is None:
+        return {}
+    found = quality(source.mnist, 2000 if quick else 10_000)
+    print("\n" + quality_table("MNIST, whitened PCA of pixels, L2: NMI with the classes", found))
+    return {"mnist": found}
+
+
+def speed(count: int, rounds: int) -> Comparison:
     """Against faiss.Kmeans with k = 100, 20 iterations over all rows, and its search."""
     import faiss
 

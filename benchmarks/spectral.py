@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import results
 from benchmarks.data import Source
-from benchmarks.pic import Quality, quality_of, quality_table, whitened_pixels
+from benchmarks.pic import Quality, growth_of, on_mnist, quality_of, whitened_pixels
 from benchmarks.results import Comparison, compare
 from benchmarks.stages import correlated
 
@@ -18,18 +17,11 @@ COMPONENTS, K, NEIGHBOURS = 64, 10, 10
 def measure(source: Source, *, quick: bool, long: bool, images: int | None, output: Path) -> dict[str, Any]:
     """Speed at two sizes and growth between them; on MNIST, if it is there."""
     counts = (2000, 4000) if quick else (5_000, 20_000)
-    found: dict[str, Any] = {"comparisons": [speed(count, rounds=2 if quick else 3) for count in counts]}
-    first, last = (count / row.rate for count, row in zip(counts, found["comparisons"], strict=True))
-    found["growth_exponent"] = float(np.log(last / first) / np.log(counts[1] / counts[0]))
-    print("\n" + results.table(results.COMPARISON_HEADER, list(map(results.comparison_row, found["comparisons"]))))
-    print(f"\ntime of spectral ~ N^{found['growth_exponent']:.2f} from {counts[0]:,} to {counts[1]:,} rows")
-    if source.mnist is not None:
-        found["mnist"] = mnist_quality(source.mnist, 2000 if quick else 10_000)
-        print("\n" + quality_table("MNIST, whitened PCA of pixels, L2: NMI with the classes", found["mnist"]))
-    return found
+    found = growth_of("spectral", speed, counts, quick=quick)
+    return found | on_mnist(source, mnist_quality, quick=quick)
 
 
-def speed(count: int, *, rounds: int) -> Comparison:
+def speed(count: int, rounds: int) -> Comparison:
     """Against scikit-learn's with its own search for as many neighbours, on rows of norm 1; ten k-means of each."""
     from deepcluster.clustering.spectral import spectral
 

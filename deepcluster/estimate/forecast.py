@@ -125,13 +125,13 @@ def _cluster(params: Params, size: DataSize, rates: Rates) -> Cost:
 
 def _cluster_once(params: Params, size: DataSize, rates: Rates) -> Cost:
     settings, columns = params.cluster, width(params, rates)
+    iterations = settings.iterations + (KMEANS_PLUS_PLUS if settings.init == "k-means++" else 0.0)
     disk = settings.clusterings * (HEAD_ROW * size.count + 4.0 * settings.k * columns)
     if settings.method == "pic":
         work = rates.pair * size.count**2
         memory = pic.memory_needed(size.count, columns, settings.pic.neighbours)
     elif settings.method == "spectral":
         vectors = spectral.vectors_of(settings.k, settings.spectral.vectors, size.count)
-        iterations = settings.iterations + (KMEANS_PLUS_PLUS if settings.init == "k-means++" else 0.0)
         among = settings.restarts * (iterations + 1) * settings.k * vectors / columns
         work = size.count * (rates.pair * size.count + LANCZOS * vectors**2 + rates.cluster * among)
         memory = spectral.memory_needed(size.count, columns, settings.spectral.neighbours, vectors)
@@ -139,7 +139,6 @@ def _cluster_once(params: Params, size: DataSize, rates: Rates) -> Cost:
         trained = size.count
         if settings.points_per_centroid is not None:
             trained = min(size.count, settings.k * settings.points_per_centroid)
-        iterations = settings.iterations + (KMEANS_PLUS_PLUS if settings.init == "k-means++" else 0.0)
         searched = settings.restarts * (iterations * trained + size.count)
         work = settings.clusterings * rates.cluster * settings.k * searched
         memory = kmeans.memory_needed(settings.backend, size.count, columns)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deepcluster.params.data_defaults import GREY, flips
+from deepcluster.params.refine import clustering_methods
 from deepcluster.params.sections import Params
 
 
@@ -16,11 +17,8 @@ def contradictions(params: Params) -> Iterator[str]:
         yield "train.head.reset: false is not for cluster.method pic, which finds another number of clusters each epoch"
     elif not head.reset and not cluster.match_labels:
         yield "train.head.reset: false needs cluster.match_labels: true, since cluster numbers permute between epochs"
-    methods = {"cluster": cluster.method} | (
-        {"refine": params.refine.method} if params.refine.after is not None else {}
-    )
     for key, on in (("spherical", cluster.spherical), ("warm_start", cluster.warm_start)):
-        for section, method in methods.items():
+        for section, method in clustering_methods(params).items():
             if on and method != "kmeans":
                 yield f"cluster.{key}: is for {section}.method kmeans; got {method!r}"
     if head.carry_optimizer and cluster.method == "pic":

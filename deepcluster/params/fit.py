@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from deepcluster.params.refine import clustering_methods
 from deepcluster.params.sections import Params
 
 
@@ -18,7 +19,7 @@ def misfits(params: Params, *, images: int, features: int) -> Iterator[str]:
         yield f"evaluate.k: must be <= N = {images} images; got {final}"
     if cluster.method == "pic" and cluster.pic.neighbours >= images:
         yield f"cluster.pic.neighbours: must be < N = {images} images; got {cluster.pic.neighbours}"
-    if cluster.method == "spectral" or (refine.after is not None and refine.method == "spectral"):
+    if "spectral" in clustering_methods(params).values():
         for key, value in (("neighbours", cluster.spectral.neighbours), ("vectors", cluster.spectral.vectors)):
             if value is not None and value >= images:
                 yield f"cluster.spectral.{key}: must be < N = {images} images; got {value}"

@@ -1,11 +1,17 @@
 """Which settings an epoch has: those of the first epochs, or those of section `refine`."""
 
-from deepcluster.params.sections import Params
+from deepcluster.params.sections import ClusterMethod, Params
 
 
 def refined(params: Params, epoch: int | None) -> bool:
     """Whether section `refine` decides how that epoch's features are clustered; None: no epoch's own, so never."""
     return epoch is not None and params.refine.after is not None and epoch > params.refine.after
+
+
+def clustering_methods(params: Params) -> dict[str, ClusterMethod]:
+    """The method of section `cluster`, and that of `refine` where there is refining."""
+    methods: dict[str, ClusterMethod] = {"cluster": params.cluster.method}
+    return methods if params.refine.after is None else methods | {"refine": params.refine.method}
 
 
 def final_k(params: Params, classes: int) -> int:
