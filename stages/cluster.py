@@ -139,11 +139,8 @@ def _checked(
         f"feature rank {state.feature_rank:.1f}" + ("" if state.drift is None else f", drift {state.drift:.2f}")
     )
     limits = Limits(**settings.collapse.model_dump())
-    if problem := collapsed(state, found.sizes_K, components, limits, method=settings.method):
-        if refined(params, epoch):
-            problem += (
-                " (beyond refine.after it is refine.method, refine.k, refine.whiten and refine.restarts that count)"
-            )
+    late = refined(params, epoch)
+    if problem := collapsed(state, found.sizes_K, components, limits, method=settings.method, refined=late):
         if settings.fail_on_collapse:
             sweep = f"`deepcluster sweep-k --epoch {epoch}` tries other k, " if settings.method == "kmeans" else ""
             raise CollapseError(

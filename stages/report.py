@@ -29,6 +29,7 @@ def report() -> None:
     from deepcluster.inspection.report import render_report
     from deepcluster.inspection.tables import named_baselines, timing_cells
     from deepcluster.params import as_yaml
+    from deepcluster.params.refine import clustering_methods
     from deepcluster.timings import last_timings
 
     with stage("report") as params:
@@ -62,6 +63,7 @@ def report() -> None:
                 limits=Limits(**params.cluster.collapse.model_dump()),
                 classes=None if targets_N is None else len(set(targets_N.tolist())),
                 components=reduced.shape("reduced")[1],
+                methods=clustering_methods(params),
                 refined_after=params.refine.after,
             ),
             ratios_N=places.ratios_N,

@@ -20,9 +20,9 @@ def of(sizes, *, variance=(1.0, 1.0, 1.0), previous=None):
     return health(sizes_K, labels_N, previous_N, np.array(variance)), sizes_K
 
 
-def problem(sizes, *, components=3, limits=LIMITS, **more):
+def problem(sizes, *, components=3, limits=LIMITS, refined=False, **more):
     found, sizes_K = of(sizes, **more)
-    return collapsed(found, sizes_K, components, limits)
+    return collapsed(found, sizes_K, components, limits, refined=refined)
 
 
 def test_numbers_by_hand():
@@ -58,6 +58,7 @@ def test_each_kind_of_collapse_has_its_sentence_and_its_advice():
     assert "lower train.optimizer.lr" in problem([5, 5], variance=[1.0, 0, 0])
     assert "3 of 5 clusters are empty" in problem([5, 5, 0, 0, 0])
     assert "try cluster.k: 2" in problem([5, 5, 0, 0, 0])
+    assert "try refine.k: 2" in problem([5, 5, 0, 0, 0], refined=True)
     assert "largest of 4 clusters holds 97%" in problem([97, 1, 1, 1])
     assert "as uneven as" in problem([50] + [1] * 99, limits=Limits(0.9, 0.5, 0.5, 1.5, 1.0))
     strict = Limits(0.2, 0.5, 0.5, 1.5, max_drift=0.4)

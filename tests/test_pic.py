@@ -321,7 +321,7 @@ class TestStage:
         limits = Limits(0.2, 0.5, 0.5, 1.05, max_drift=0.5)
         found = collapsed(state, np.array([2, 2]), 3, limits, method="pic")
         assert found is not None
-        assert found.endswith("most allowed 0.5); try a lower train.optimizer.lr")
+        assert found.endswith("most allowed 0.5); try more cluster.pic.neighbours or a lower train.optimizer.lr")
 
     def test_a_collapse_does_not_send_to_sweep_k(self, workspace, outcome):
         set_params(cluster__collapse__max_largest_share=0.01)

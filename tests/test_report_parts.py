@@ -179,6 +179,7 @@ class TestWarnings:
             "limits": LIMITS,
             "classes": 3,
             "components": 64,
+            "methods": {"cluster": "kmeans", "refine": "kmeans"},
             "refined_after": None,
         }
         return settings | changes
@@ -226,8 +227,8 @@ class TestWarnings:
     def test_a_drift_over_its_limit(self):
         limits, rows = replace(LIMITS, max_drift=0.5), self.epochs(nmi_previous=0.25)
         assert warnings_of(**self.given(epochs=rows, limits=limits)) == [
-            "Epochs 2 to 3: drift: the labels shared as little as 0.25 NMI with those of the epoch before; try a "
-            "smaller cluster.k or a lower train.optimizer.lr."
+            "Epochs 2 to 3: drift: the labels shared as little as 0.25 NMI with those of the epoch before; try "
+            "cluster.warm_start, a smaller cluster.k or a lower train.optimizer.lr."
         ]
         assert warnings_of(**self.given(epochs=self.epochs(nmi_previous=0.5), limits=limits)) == []
 
@@ -253,6 +254,31 @@ class TestWarnings:
             "In the last epoch 80% of the images went to another cluster: the pseudo-labels have not settled; try more "
             "epochs, a lower train.optimizer.lr or a smaller refine.k."
         ]
+
+    @pytest.mark.parametrize(
+        ("methods", "early", "late"),
+        [
+            (
+                {"cluster": "spectral", "refine": "spectral"},
+                "another cluster.k, more cluster.spectral.neighbours, pca.whiten",
+                "another refine.k, more cluster.spectral.neighbours, refine.whiten",
+            ),
+            (
+                {"cluster": "pic", "refine": "kmeans"},
+                "another cluster.pic.sigma, pca.whiten",
+                "another refine.k, refine.whiten, refine.restarts",
+            ),
+        ],
+    )
+    def test_advice_is_for_the_method_of_the_epoch(self, methods, early, late):
+        first, second = warnings_of(**self.given(epochs=self.epochs(largest=60), methods=methods, refined_after=2))
+        assert first.endswith(f"try {early}, or a lower train.optimizer.lr.")
+        assert second.endswith(f"try {late}, or a lower train.optimizer.lr.")
+
+    def test_pic_is_told_what_makes_fewer_clusters(self):
+        rows, methods = [{"churn": None}, {"churn": 0.8}], {"cluster": "pic"}
+        (sentence,) = warnings_of(**self.given(lineage=rows, methods=methods))
+        assert sentence.endswith("a lower train.optimizer.lr or more cluster.pic.neighbours.")
 
     def test_the_result_is_held_to_the_limits_of_params(self):
         sizes = np.array([20, 70, 5, 5])

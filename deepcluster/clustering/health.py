@@ -9,20 +9,11 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from deepcluster.clustering.remedies import remedies
 from deepcluster.metrics import cluster_statistics, collapse_warning, nmi
 from deepcluster.params import ClusterMethod
 
 _SAMPLE = 1024
-_AGAINST_UNEVEN: dict[ClusterMethod, str] = {
-    "kmeans": "another cluster.k, pca.whiten, cluster.restarts,",
-    "pic": "another cluster.pic.sigma, pca.whiten,",
-    "spectral": "another cluster.k, more cluster.spectral.neighbours, pca.whiten,",
-}
-_AGAINST_DRIFT: dict[ClusterMethod, str] = {
-    "kmeans": "cluster.warm_start, a smaller cluster.k or ",
-    "pic": "",
-    "spectral": "a smaller cluster.k or ",
-}
 
 
 @dataclass(frozen=True)
@@ -112,27 +103,31 @@ def collapsed(
     limits: Limits,
     *,
     method: ClusterMethod = "kmeans",
+    refined: bool = False,
 ) -> str | None:
-    """A sentence that says what is wrong and what to try, or None. With one component no rank is asked for."""
-    k = len(sizes_K)
+    """A sentence that says what is wrong and what to try, or None. With one component no rank is asked for.
+
+    method, refined: how the clusters were found, and whether by section `refine`; these decide what to try.
+    """
+    k, advice = len(sizes_K), remedies(method, refined=refined)
     if components > 1 and found.feature_rank < limits.min_feature_rank:
         return (
             f"collapse: the features vary along {found.feature_rank:.2f} directions (effective rank; least allowed "
             f"{limits.min_feature_rank:g}), so all images look alike to the backbone; try a lower train.optimizer.lr, "
-            "more augmentation, or pca.components > 1 with pca.whiten"
+            f"more augmentation, or pca.components > 1 with {advice.whiten}"
         )
     if found.empty > limits.max_empty * k:
         return (
             f"collapse: {found.empty} of {k} clusters are empty, since there are fewer distinct images than clusters; "
-            f"try cluster.k: {max(2, k - found.empty)}, or look for duplicated images"
+            f"try {'refine' if refined else 'cluster'}.k: {max(2, k - found.empty)}, or look for duplicated images"
         )
     sizes = {"min_effective_share": limits.min_effective_k, "max_largest_share": limits.max_largest_share}
     if warning := collapse_warning(sizes_K, **sizes):
-        return f"{warning}; try {_AGAINST_UNEVEN[method]} or a lower train.optimizer.lr"
+        return f"{warning}; try {advice.others}, or a lower train.optimizer.lr"
     if found.drift is not None and found.drift > limits.max_drift:
         return (
             f"drift: the labels share {1 - found.drift:.2f} NMI with those of the epoch before "
             f"(drift {found.drift:.2f}, most allowed {limits.max_drift:g}); "
-            f"try {_AGAINST_DRIFT[method]}a lower train.optimizer.lr"
+            f"try {advice.steadier} or a lower train.optimizer.lr"
         )
     return None

@@ -1,22 +1,22 @@
 """What a run's numbers warn of, in sentences that say what happened and what to try."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepcluster.clustering.health import Limits
+from deepcluster.clustering.remedies import Remedies, remedies
 from deepcluster.inspection.tables import Row
 from deepcluster.metrics import collapse_warning
+from deepcluster.params import ClusterMethod
 
 Test = tuple[
     Callable[[Row], float | None], Callable[[float, Row], bool], Callable[[Iterable[float]], float], str
 ]  # the value of an epoch, whether it is bad, which value is the worst, and the sentence
 
-# The settings that decide an epoch's clusters: of the first epochs, and of those beyond refine.after.
-KEYS = {"k": "cluster.k", "whiten": "pca.whiten", "restarts": "cluster.restarts"}
-REFINED_KEYS = {"k": "refine.k", "whiten": "refine.whiten", "restarts": "refine.restarts"}
 RESTLESS = 0.75  # share of images that change cluster, from which on labels cannot be called settled
 
 
@@ -30,16 +30,20 @@ def warnings_of(
     limits: Limits,
     classes: int | None,
     components: int,
+    methods: Mapping[str, ClusterMethod],
     refined_after: int | None,
 ) -> list[str]:
     """Sentences, the gravest first; none for a sound run.
 
     epochs, lineage: rows of epochs.csv and lineage.csv. sizes_K: of the final clustering. final, baselines: scores.
     limits: those of `cluster.collapse`. classes: how many different true labels there are; None without. components:
-    of the features that were clustered; with one no rank is asked for. refined_after: params' refine.after.
+    of the features that were clustered; with one no rank is asked for. methods: of the sections cluster and refine, as
+    `params.refine.clustering_methods` tells them. refined_after: params' refine.after.
     """
+    early = remedies(methods["cluster"])
+    late = remedies(methods["refine"], refined=True) if "refine" in methods else early
     found = [
-        *_of_epochs(epochs, int(np.sum(sizes_K)), components, limits, refined_after),
+        *_of_epochs(epochs, int(np.sum(sizes_K)), components, limits, (early, late), refined_after),
         *_of_the_result(sizes_K, limits),
     ]
     if classes == 1:
@@ -50,10 +54,10 @@ def warnings_of(
     last = len(lineage)
     other_k = refined_after is not None and last == refined_after + 1  # then images must move
     if churn is not None and churn > RESTLESS and not other_k:
-        k = (REFINED_KEYS if _refined(last, refined_after) else KEYS)["k"]
+        advice = late if _refined(last, refined_after) else early
         found.append(
             f"In the last epoch {churn:.0%} of the images went to another cluster: the pseudo-labels have not settled; "
-            f"try more epochs, a lower train.optimizer.lr or a smaller {k}."
+            f"try more epochs, a lower train.optimizer.lr or {advice.fewer}."
         )
     return found
 
@@ -82,19 +86,24 @@ def _beaten(final: Mapping[str, float], baselines: Mapping[str, Mapping[str, flo
 
 
 def _of_epochs(
-    epochs: Sequence[Row], images: int, components: int, limits: Limits, refined_after: int | None
+    epochs: Sequence[Row],
+    images: int,
+    components: int,
+    limits: Limits,
+    advice: tuple[Remedies, Remedies],
+    refined_after: int | None,
 ) -> Iterator[str]:
     """A sentence for each way in which epochs collapsed, with the worst value; those of section `refine` apart."""
     early, late = list[Row](), list[Row]()
     for row in epochs:
         (late if _refined(int(row["epoch"] or 0), refined_after) else early).append(row)
-    for rows, keys in ((early, KEYS), (late, REFINED_KEYS)):
+    for rows, own in zip((early, late), advice, strict=True):
         for value_of, bad, worst_of, sentence in _tests(images, components, limits):
             values = [(row, value) for row in rows if (value := value_of(row)) is not None]
             hit = [(int(row["epoch"] or 0), value) for row, value in values if bad(value, row)]
             if hit:
                 worst = worst_of(value for _, value in hit)
-                yield f"{_when([epoch for epoch, _ in hit])}: {sentence.format(worst=worst, **keys)}."
+                yield f"{_when([epoch for epoch, _ in hit])}: {sentence.format(worst=worst, **asdict(own))}."
 
 
 def _tests(images: int, components: int, limits: Limits) -> list[Test]:
@@ -111,28 +120,27 @@ def _tests(images: int, components: int, limits: Limits) -> list[Test]:
             lambda row: _share(row.get("largest"), images),
             lambda share, row: share > limits.max_largest_share + (1 - limits.max_largest_share) / (row.get("k") or 2),
             max,
-            "collapse: one cluster held up to {worst:.0%} of the images; try another {k}, {whiten}, {restarts}, or a "
-            "lower train.optimizer.lr",
+            "collapse: one cluster held up to {worst:.0%} of the images; try {others}, or a lower train.optimizer.lr",
         ),
         (
             lambda row: _share(row.get("effective_k"), row.get("k")),
             lambda share, row: share < limits.min_effective_k,
             min,
-            "collapse: the clusters were as uneven as if only {worst:.0%} of them were used (effective k); try a "
-            "smaller {k}, {whiten}, or a lower train.optimizer.lr",
+            "collapse: the clusters were as uneven as if only {worst:.0%} of them were used (effective k); try "
+            "{fewer}, {whiten}, or a lower train.optimizer.lr",
         ),
         (
             lambda row: _share(row.get("empty"), row.get("k")),
             lambda share, row: share > limits.max_empty,
             max,
             "collapse: up to {worst:.0%} of the clusters were empty, since there were fewer distinct images than "
-            "clusters; try a smaller {k}, or look for duplicated images",
+            "clusters; try {fewer}, or look for duplicated images",
         ),
         (
             lambda row: row.get("nmi_previous"),
             lambda nmi, row: 1 - nmi > limits.max_drift,
             min,
-            "drift: the labels shared as little as {worst:.2f} NMI with those of the epoch before; try a smaller {k} "
+            "drift: the labels shared as little as {worst:.2f} NMI with those of the epoch before; try {steadier} "
             "or a lower train.optimizer.lr",
         ),
     ]

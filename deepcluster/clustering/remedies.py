@@ -1,0 +1,34 @@
+"""What to try against bad clusters: the settings that decide them, by method and section of params.yaml."""
+
+from dataclasses import dataclass
+
+from deepcluster.params import ClusterMethod
+
+
+@dataclass(frozen=True)
+class Remedies:
+    """Pieces of a sentence, such as `a smaller cluster.k`.
+
+    whiten: the key. fewer: makes fewer clusters. others: make other ones, `a, b, c`. steadier: as `fewer`, and what
+    else keeps labels from one epoch to the next, if anything does.
+    """
+
+    whiten: str
+    fewer: str
+    others: str
+    steadier: str
+
+
+def remedies(method: ClusterMethod, *, refined: bool = False) -> Remedies:
+    """Of an epoch clustered by `method`; `refined`: beyond refine.after, where section `refine` decides."""
+    section, whiten = ("refine", "refine.whiten") if refined else ("cluster", "pca.whiten")
+    fewer = steadier = f"a smaller {section}.k"
+    others = f"another {section}.k, {whiten}, {section}.restarts"
+    if method == "kmeans":
+        steadier = f"cluster.warm_start, {fewer}"
+    elif method == "spectral":
+        others = f"another {section}.k, more cluster.spectral.neighbours, {whiten}"
+    elif method == "pic":
+        fewer = steadier = "more cluster.pic.neighbours"
+        others = f"another cluster.pic.sigma, {whiten}"
+    return Remedies(whiten, fewer, others, steadier)
