@@ -40,6 +40,7 @@ from deepcluster.using.nearest import Placement, features_of, place, reduced
 from stages.common import device as default_device
 from stages.common import faiss_gpu
 
+AMONG_EIGENVECTORS: dict[str, Any] = {"method": "spectral", "iterations": 50, "init": "k-means++", "restarts": 10}
 REFINED: dict[str, Any] = {"whiten": False, "init": "k-means++", "restarts": 10}
 AUGMENTATION = Augmentation(rotation=12.0, translate=0.1, zoom=(0.85, 1.15), shear=8.0, padding="reflection")
 
@@ -53,6 +54,8 @@ class DeepCluster(ClusterMixin, TransformerMixin, ClassNamePrefixFeaturesOutMixi
     Parameters
         k: clusters of the result. clusters: of the pseudo-labels that are trained on; None: 3 k.
         refine: after this share of the epochs training is on k clusters of unwhitened features; None: never.
+        method: how pseudo-labels are found, "kmeans" or "spectral": clusters of any shape, of the graph of nearest
+        neighbours. For spectral ones of MNIST, `refine` after the first of `epochs` did best (docs/results.md).
         epochs; seed: same seed, data, machine and versions, same result.
         arch, sobel: the backbone, as `model` in params.yaml. image_size: side to scale to; None: as the arrays are.
         grayscale: lists are read as grey. components: of the PCA; None: at most 64, as many as N and D allow.
@@ -74,6 +77,7 @@ class DeepCluster(ClusterMixin, TransformerMixin, ClassNamePrefixFeaturesOutMixi
         *,
         clusters: int | None = None,
         refine: float | None = 0.8,
+        method: str = "kmeans",
         epochs: int = 20,
         arch: Arch = "convnet",
         sobel: bool = False,
@@ -97,6 +101,7 @@ class DeepCluster(ClusterMixin, TransformerMixin, ClassNamePrefixFeaturesOutMixi
         self.k = k
         self.clusters = clusters
         self.refine = refine
+        self.method = method
         self.epochs = epochs
         self.arch = arch
         self.sobel = sobel
@@ -176,6 +181,7 @@ class DeepCluster(ClusterMixin, TransformerMixin, ClassNamePrefixFeaturesOutMixi
             components = min(64, *features_ND.shape) if self.components is None else self.components
             gpu, seed = self._gpu(), self.seed
             k, how = (self._clusters(), {}) if epoch <= after else (self.k, REFINED)
+            how = how | (AMONG_EIGENVECTORS if self.method == "spectral" else {})
             found = inmemory.pseudo_labels(
                 features_ND, epoch=epoch, seed=seed, k=k, components=components, previous_N=previous_N, gpu=gpu, **how
             )
@@ -279,7 +285,8 @@ class DeepCluster(ClusterMixin, TransformerMixin, ClassNamePrefixFeaturesOutMixi
         ]
         if self.refine is not None and not (isinstance(self.refine, int | float) and 0 < self.refine <= 1):
             problems.append(f"refine: must be None or a share of the epochs, > 0 and <= 1; got {self.refine!r}")
-        for name, known in (("arch", get_args(Arch)), ("schedule", ("constant", "cosine"))):
+        choices = {"arch": get_args(Arch), "schedule": ("constant", "cosine"), "method": ("kmeans", "spectral")}
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 problems.append(f"{name}: must be one of {', '.join(known)}; got {getattr(self, name)!r}")
         if problems:

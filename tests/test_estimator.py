@@ -167,6 +167,7 @@ class TestRefused:
 
     def test_parameters_all_at_once(self):
         wrong = {"k": 1, "clusters": 2.5, "epochs": True, "arch": "lenet", "lr": 0, "schedule": "step", "image_size": 0}
+        wrong |= {"method": "pic"}
         assert self.refusal(kinds()[0], **wrong).splitlines() == [
             "k: must be an int >= 2; got 1",
             "clusters: must be an int >= 2; got 2.5",
@@ -176,6 +177,7 @@ class TestRefused:
             "arch: must be one of convnet, feedforward, alexnet, vgg16, resnet18, resnet34, resnet50, resnet101, "
             "resnet152; got 'lenet'",
             "schedule: must be one of constant, cosine; got 'step'",
+            "method: must be one of kmeans, spectral; got 'pic'",
         ]
 
     def test_fewer_images_than_clusters(self):
@@ -186,6 +188,10 @@ class TestRefused:
         model = DeepCluster(**QUICK | {"clusters": None, "components": None})
         assert len(set(model.fit(kinds(30)[0]).pseudo_labels_.tolist())) == 9
         assert model.bundle_.k == 3
+
+    def test_spectral_clusters_of_fewer_images_than_it_takes_neighbours(self):
+        model = DeepCluster(**QUICK | {"method": "spectral", "clusters": None, "refine": None})
+        assert len(set(model.fit(kinds(10)[0]).pseudo_labels_.tolist())) == 9
 
     def test_images_that_are_all_alike(self):
         with pytest.raises(CollapseError, match=r"^epoch 1: collapse: the features vary along 0\.00 directions"):

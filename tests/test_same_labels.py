@@ -123,8 +123,31 @@ def test_neither_order_nor_number_of_the_images_changes_a_label(digits, away, ou
     assert one.items() <= everything.items()
 
 
-def test_the_estimator_finds_the_labels_of_the_pipeline(digits, away):
+SPECTRAL = {
+    "cluster.method": "spectral",
+    "cluster.iterations": 50,
+    "cluster.restarts": 10,
+    "cluster.init": "k-means++",
+    "refine.method": "spectral",
+}
+
+
+@pytest.fixture
+def spectral_digits(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same images, clustered by the graph of neighbours."""
+    monkeypatch.setenv("DEEPCLUSTER_DEVICE", "cpu")
+    shutil.copyfile(digits / "params.yaml", tmp_path / "params.yaml")
+    edit_params(tmp_path / "params.yaml", SPECTRAL)
+    monkeypatch.chdir(tmp_path)
+    run_stages(2)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("method", "run"), [("kmeans", "digits"), ("spectral", "spectral_digits")])
+def test_the_estimator_finds_the_labels_of_the_pipeline(method, run, request, monkeypatch):
+    monkeypatch.chdir(request.getfixturevalue(run))
     params = load_params()
+    assert params.cluster.method == method
     images, final, pseudo = (
         zarr.open_group(f"data/{path}", mode="r")
         for path in ("dataset/images.zarr", "evaluation/clusters.zarr", "history/2/clusters.zarr")
@@ -132,6 +155,7 @@ def test_the_estimator_finds_the_labels_of_the_pipeline(digits, away):
     model = DeepCluster(
         k=10,
         clusters=20,
+        method=method,
         refine=0.5,
         epochs=2,
         components=16,

@@ -16,6 +16,7 @@ from deepcluster.params.sections import (
     Optimizer,
     Params,
     Schedule,
+    Spectral,
 )
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Optimizer",
     "Params",
     "Schedule",
+    "Spectral",
     "as_yaml",
     "at_epoch",
     "changed_params",

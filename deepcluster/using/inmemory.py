@@ -2,7 +2,7 @@
 
 The same functions with the same random streams in the same blocks, so the same settings give the same labels as the
 pipeline. What the stages offer beyond the paper's course (contrastive losses, heads that are kept, frozen parts,
-power-iteration and spectral clustering, warm starts) is theirs alone.
+power-iteration clustering, warm starts) is theirs alone.
 Shapes: N images, C channels, S pixels a side, D features, d components, K clusters.
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,11 +20,12 @@ from deepcluster.augment import Augmentation
 from deepcluster.checkpoint import BackboneDescription, OptimizerState, optimizer_state, restore_optimizer
 from deepcluster.clustering.health import Limits, collapsed, health, variances
 from deepcluster.clustering.kmeans import Clustering, Init, kmeans
+from deepcluster.clustering.spectral import spectral
 from deepcluster.errors import CollapseError
 from deepcluster.features import all_features
 from deepcluster.models.build import Backbone
 from deepcluster.models.heads import build_heads
-from deepcluster.params import Collapse
+from deepcluster.params import Collapse, Spectral
 from deepcluster.reduction.pca import Components, fit, reduce
 from deepcluster.sampling import uniform_over_clusters
 from deepcluster.schedules import LearningRate
@@ -66,23 +68,29 @@ def pseudo_labels(
     components: int | None,
     whiten: bool = True,
     normalize: bool = True,
+    method: Literal["kmeans", "spectral"] = "kmeans",
     iterations: int = 20,
     restarts: int = 1,
     init: Init = "random",
     previous_N: NDArray[np.int32] | None = None,
     gpu: bool | None = None,
 ) -> Clustering:
-    """PCA (none, if `components` is None), whitening, L2, k-means. CollapseError where the pipeline would stop."""
+    """PCA (none, if `components` is None), whitening, L2, clusters. CollapseError where the pipeline would stop.
+
+    Spectral clustering has params.yaml's default neighbours, or all others where images are fewer.
+    """
     blocks, width = partial(_blocks_as_stored, features_ND), features_ND.shape[1]
     found: Components | None = None
     if components is not None:
         pca_seed = derive_seed(seed, "pca", epoch)
         found = fit(blocks, features_ND.shape, backend="streaming", components=components, seed=pca_seed)
     rows_Nd = np.concatenate(list(reduce(blocks, width, found, whiten=whiten, normalize=normalize)))
-    clustering = kmeans(
+    run = partial(kmeans, backend="faiss")
+    if method == "spectral":
+        run = partial(spectral, neighbours=min(Spectral().neighbours, len(rows_Nd) - 1))
+    clustering = run(
         rows_Nd,
         k=k,
-        backend="faiss",
         iterations=iterations,
         restarts=restarts,
         init=init,
@@ -91,7 +99,7 @@ def pseudo_labels(
     )
     variance_d = variances(rows_Nd) if found is None else found.explained_variance_d
     state = health(clustering.sizes_K, clustering.labels_N, previous_N, variance_d)
-    if problem := collapsed(state, clustering.sizes_K, rows_Nd.shape[1], LIMITS):
+    if problem := collapsed(state, clustering.sizes_K, rows_Nd.shape[1], LIMITS, method=method):
         raise CollapseError(f"epoch {epoch}: {problem}")
     return clustering
 
