@@ -104,7 +104,9 @@ def code() -> str:
 
 
 def _versions() -> dict[str, str]:
+    """Of all that computes a kept state: the contrastive losses are pytorch-metric-learning's."""
     import platform
+    from importlib.metadata import version
 
     import numpy
     import torch
@@ -116,6 +118,7 @@ def _versions() -> dict[str, str]:
         "python": platform.python_version(),
         "numpy": numpy.__version__,
         "torch": torch.__version__,
+        "pytorch-metric-learning": version("pytorch-metric-learning"),
     }
 
 

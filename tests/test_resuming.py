@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import importlib.metadata
 import os
 import re
 import shutil
@@ -267,6 +268,13 @@ class TestStartingOver:
             shutil.rmtree(path.with_name("old"))
         train(1)
         assert "train@1: continues at step 3 of 6\n" in capsys.readouterr().err
+
+    def test_another_release_of_the_contrastive_losses(self, run, capsys, monkeypatch):
+        expected = undisturbed()
+        with monkeypatch.context() as patch:
+            patch.setattr(importlib.metadata, "version", lambda name: "0.0")
+            killed_in(4)
+        starts_over(capsys, expected, "what an interrupted run left was of other versions")
 
     def test_other_code_versions_and_threads(self, run, capsys, monkeypatch):
         expected = undisturbed()
