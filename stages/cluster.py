@@ -235,7 +235,7 @@ def _refuse_unfit(params: "Params", epoch: int, count: int, components: int, pro
     if settings.method == "pic":
         needed = pic.memory_needed(count, components, settings.pic.neighbours)
     elif settings.method == "spectral":
-        vectors = spectral.vectors_of(settings.k, settings.spectral.vectors, count)
+        vectors = spectral.vectors_of(settings.k, settings.spectral.extra_vectors, count)
         needed = spectral.memory_needed(count, components, settings.spectral.neighbours, vectors)
     else:
         needed = kmeans.memory_needed(settings.backend, count, components)

@@ -173,16 +173,16 @@ class TestSeconds:
         assert costs(params_of(cluster__method="pic"))["cluster"].seconds == pytest.approx(4e-8 * 10_000**2)
 
     def test_spectral_compares_all_pairs_finds_vectors_and_clusters_among_them(self):
-        found = costs(params_of(cluster__method="spectral", cluster__spectral__vectors=16, cluster__restarts=3))
-        among = 3 * 21 * 30 * 16 / 64  # of 64 components
-        by_hand = 4e-8 * 10_000**2 + 2e-7 * 16**2 * 10_000 + 1e-8 * among * 10_000
+        found = costs(params_of(cluster__method="spectral", cluster__spectral__extra_vectors=6, cluster__restarts=3))
+        among = 3 * 21 * 30 * 36 / 64  # of 64 components
+        by_hand = 4e-8 * 10_000**2 + 2e-7 * 36**2 * 10_000 + 1e-8 * among * 10_000
         assert found["cluster"].seconds == pytest.approx(by_hand)
 
     def test_refined_epochs_may_have_a_graph_where_the_first_have_none(self):
         found = costs(params_of(refine__after=15, refine__k=10, refine__method="spectral"))["cluster"]
         first = 1e-8 * 30 * (20 + 1) * 10_000
-        among = 10 * (20 + 2 + 1) * 10 * 11 / 64  # ten restarts from k-means++
-        last = 4e-8 * 10_000**2 + 2e-7 * 11**2 * 10_000 + 1e-8 * among * 10_000
+        among = 10 * (20 + 2 + 1) * 10 * 13 / 64  # ten restarts from k-means++
+        last = 4e-8 * 10_000**2 + 2e-7 * 13**2 * 10_000 + 1e-8 * among * 10_000
         assert found.seconds_in_all == pytest.approx(15 * first + 5 * last)
 
     def test_without_pca(self):

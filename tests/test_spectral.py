@@ -59,10 +59,6 @@ def graph_of(rows, neighbours):
     return adjacency(nearest_neighbours(rows, neighbours)[0])
 
 
-def like(labels, others):
-    return nmi(labels, others)
-
-
 class TestFormula:
     @pytest.mark.parametrize("each", [50, 100], ids=["all eigenvectors", "those of Lanczos"])
     def test_as_written_densely(self, each):
@@ -109,16 +105,16 @@ class TestFormula:
         rows, _ = blobs(spread=1.3)
         graph = graph_of(rows, 10)
         theirs = SpectralClustering(6, affinity="precomputed", random_state=0, n_init=10).fit_predict(graph)
-        ours = spectral(rows, k=6, vectors=6, restarts=10, init="k-means++", seed=1).labels_N
-        assert like(ours, theirs) > 0.95
+        ours = spectral(rows, k=6, extra_vectors=0, restarts=10, init="k-means++", seed=1).labels_N
+        assert nmi(ours, theirs) > 0.95
 
 
 class TestClusters:
     def test_of_any_shape(self):
         rows, targets = rings()
-        found = spectral(rows, k=2, neighbours=10, vectors=2, restarts=5, seed=1)
-        assert like(found.labels_N, targets) == pytest.approx(1)
-        assert like(kmeans(rows, k=2, backend="faiss", restarts=5, seed=1).labels_N, targets) < 0.1
+        found = spectral(rows, k=2, neighbours=10, extra_vectors=0, restarts=5, seed=1)
+        assert nmi(found.labels_N, targets) == pytest.approx(1)
+        assert nmi(kmeans(rows, k=2, backend="faiss", restarts=5, seed=1).labels_N, targets) < 0.1
 
     def test_are_told_by_their_means(self):
         rows, _ = blobs()
@@ -141,6 +137,15 @@ class TestClusters:
         assert found[0] == found[1]
         assert spectral(rows, k=6, seed=4).labels_N.tobytes() != found[0]
 
+    @pytest.mark.parametrize(
+        ("count", "settings", "vectors"), [(60, {}, 9), (60, {"extra_vectors": 0}, 6), (8, {"neighbours": 3}, 7)]
+    )
+    def test_are_found_among_more_eigenvectors_than_clusters(self, monkeypatch, count, settings, vectors):
+        asked = []
+        monkeypatch.setattr(module, "embedding", lambda graph, V: asked.append(V) or embedding(graph, V))
+        spectral(blobs(each=10)[0][:count], k=6, seed=0, **settings)
+        assert asked == [vectors]
+
     def test_few_rows(self):
         rows = np.eye(12, dtype=np.float32) + np.linspace(0, 3, 12, dtype=np.float32)[:, None]
         for count in (3, 4, 12):
@@ -157,7 +162,7 @@ class TestMistakes:
     def test_graph_in_more_parts_than_vectors(self):
         rows = np.repeat(np.eye(9, dtype=np.float32), 12, axis=0)
         message = (
-            "cluster.spectral: the graph of neighbours falls into 9 parts, more than its 4 vectors, as many images "
+            "cluster.spectral: the graph of neighbours falls into 9 parts, more than its 6 vectors, as many images "
             "have copies or are alike; try more cluster.spectral.neighbours, or cluster.method kmeans"
         )
         with pytest.raises(NumericsError) as caught:
@@ -167,16 +172,17 @@ class TestMistakes:
         assert found.sizes_K.tolist() == [12] * 9
         assert (found.labels_N.reshape(9, 12) == found.labels_N[::12, None]).all()
 
-    def test_fewer_differences_than_clusters(self):
+    def test_fewer_differences_than_clusters(self, monkeypatch):
         rows = np.repeat(np.eye(2, dtype=np.float32), 300, axis=0)
         rows += np.random.default_rng(0).normal(scale=0.01, size=rows.shape).astype(np.float32)
         graph = adjacency(nearest_neighbours(rows, 10)[0])
-        assert embedding(graph, 2).shape == (600, 2)
+        two_NV = embedding(graph, 2)
+        monkeypatch.setattr(module, "embedding", lambda graph, vectors: np.round(two_NV))
         with pytest.raises(NumericsError) as caught:
-            spectral(np.repeat(np.eye(2, dtype=np.float32), 12, axis=0), k=6, neighbours=11, vectors=2, seed=0)
+            spectral(rows, k=6, seed=0)
         assert str(caught.value) == (
-            "cluster.k (beyond refine.after refine.k): 2 eigenvectors of the graph of neighbours tell only 2 clusters "
-            "apart; got 6; try a smaller one, or more cluster.spectral.vectors"
+            "cluster.k (beyond refine.after refine.k): 9 eigenvectors of the graph of neighbours tell only 2 clusters "
+            "apart; got 6; try a smaller one, or more cluster.spectral.extra_vectors"
         )
 
     def test_two_rows(self):
@@ -188,7 +194,6 @@ class TestMistakes:
         ("changes", "message"),
         [
             ({"neighbours": 600}, "cluster.spectral.neighbours: must be < N = 600 images; got 600"),
-            ({"vectors": 600}, "cluster.spectral.vectors: must be >= 2 and < N = 600 images; got 600"),
             ({"k": 601}, "cluster.k: must be <= N = 600 images; got 601"),
             ({"k": 1}, "cluster.k: must be >= 2; got 1"),
         ],
@@ -197,6 +202,10 @@ class TestMistakes:
         with pytest.raises(NumericsError) as caught:
             spectral(blobs()[0], **{"k": 6, "seed": 0} | changes)
         assert str(caught.value) == message
+
+    def test_fewer_eigenvectors_than_clusters(self):
+        with pytest.raises(ValueError, match=r"^expected extra_vectors >= 0; got -1$"):
+            spectral(blobs()[0], k=6, extra_vectors=-1, seed=0)
 
     def test_rows_that_are_not_finite(self):
         rows, _ = blobs()
@@ -217,9 +226,9 @@ class TestMistakes:
             spectral(blobs()[0], k=6, seed=0)
 
     def test_params_that_do_not_fit_the_images(self):
-        first = Params.model_validate({"cluster": {"method": "spectral", "spectral": {"vectors": 50}}})
+        first = Params.model_validate({"cluster": {"method": "spectral", "spectral": {"neighbours": 50}}})
         assert list(misfits(first, images=40, features=256))[1:] == [
-            "cluster.spectral.vectors: must be < N = 40 images; got 50"
+            "cluster.spectral.neighbours: must be < N = 40 images; got 50"
         ]
         later = {"cluster": {"spectral": {"neighbours": 70}}, "refine": {"after": 1, "k": 10, "method": "spectral"}}
         assert "cluster.spectral.neighbours: must be < N = 64 images; got 70" in misfits(

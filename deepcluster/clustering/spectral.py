@@ -7,8 +7,8 @@ shape, and two that touch nowhere stay two however close their centres are.
     L     D^-1/2 A D^-1/2, D the diagonal of A's row sums
     E     the eigenvectors of L's largest eigenvalues side by side, each row divided by its norm
 
-The clusters are those of k-means among the rows of E. Ng, Jordan and Weiss take as many eigenvectors as clusters, of
-which the first says nothing where the graph is in one piece; so here it is one more.
+The clusters are those of k-means among the rows of E. Ng, Jordan and Weiss take as many eigenvectors as clusters. Here
+it is a few more: where one class falls in two more readily than two others part, k-means has both cuts to choose from.
 Shapes: N images, d components, K clusters, M neighbours, V eigenvectors.
 """
 
@@ -34,7 +34,7 @@ def spectral(
     *,
     k: int,
     neighbours: int = 10,
-    vectors: int | None = None,
+    extra_vectors: int = 3,
     iterations: int = 20,
     restarts: int = 1,
     seed: int,
@@ -43,20 +43,20 @@ def spectral(
 ) -> Clustering:
     """Cluster float32 rows [N, d], usually of L2 norm 1, into k.
 
-    `vectors`: how many eigenvectors; None: k + 1. What follows in the list is `kmeans`'s. Labels are not the nearest
-    centroid's: `centroids_Kd` are means of the rows, the distances those to the own mean, and `objective` is their sum,
-    one value.
+    `extra_vectors`: how many more eigenvectors than clusters, as far as there are rows enough. What follows in the list
+    is `kmeans`'s. Labels are not the nearest centroid's: `centroids_Kd` are means of the rows, the distances those to
+    the own mean, and `objective` is their sum, one value.
     On the CPU the same rows and seed give the same bytes on any number of threads, but for what `kmeans` says.
     `gpu`: as for `kmeans`, for the search and for k-means; the eigenvectors are computed on the CPU.
-    NumericsError: k < 2, k > N, N < 3, neighbours or vectors >= N, rows that are not finite, a graph in more parts than
-    vectors, eigenvectors that are not found, or by which fewer than k images differ.
+    ValueError: extra_vectors < 0. NumericsError: k < 2, k > N, N < 3, neighbours >= N, rows that are not finite, a
+    graph in more parts than vectors, eigenvectors that are not found, or by which fewer than k images differ.
     """
+    if extra_vectors < 0:
+        raise ValueError(f"expected extra_vectors >= 0; got {extra_vectors}")
     check_clusters(rows_Nd, k, iterations, restarts, None)
     if len(rows_Nd) < 3:
         raise NumericsError(f"cluster.method: spectral needs 3 images or more; got {len(rows_Nd)}")
-    vectors = vectors_of(k, vectors, len(rows_Nd))
-    if not 2 <= vectors < len(rows_Nd):
-        raise NumericsError(f"cluster.spectral.vectors: must be >= 2 and < N = {len(rows_Nd)} images; got {vectors}")
+    vectors = vectors_of(k, extra_vectors, len(rows_Nd))
     rows_Nd = np.ascontiguousarray(rows_Nd, dtype=np.float32)
     on_gpu = uses_gpu("faiss", gpu)
     numbers_NM, _ = nearest_neighbours(rows_Nd, neighbours, gpu=on_gpu, named="cluster.spectral.neighbours")
@@ -75,14 +75,14 @@ def spectral(
         raise NumericsError(
             f"cluster.k (beyond refine.after refine.k): {vectors} eigenvectors of the graph of neighbours tell only "
             f"{np.count_nonzero(found.sizes_K)} clusters apart; got {k}; try a smaller one, or more "
-            "cluster.spectral.vectors"
+            "cluster.spectral.extra_vectors"
         )
     return with_own_means(rows_Nd, found.labels_N, k=k)
 
 
-def vectors_of(k: int, vectors: int | None, count: int) -> int:
-    """How many eigenvectors: those asked for, or else one more than clusters where there are rows enough."""
-    return min(k + 1, count - 1) if vectors is None else vectors
+def vectors_of(k: int, extra_vectors: int, count: int) -> int:
+    """How many eigenvectors, where there are rows enough."""
+    return min(k + extra_vectors, count - 1)
 
 
 def memory_needed(count: int, components: int, neighbours: int, vectors: int) -> float:

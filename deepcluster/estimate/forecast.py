@@ -131,7 +131,7 @@ def _cluster_once(params: Params, size: DataSize, rates: Rates) -> Cost:
         work = rates.pair * size.count**2
         memory = pic.memory_needed(size.count, columns, settings.pic.neighbours)
     elif settings.method == "spectral":
-        vectors = spectral.vectors_of(settings.k, settings.spectral.vectors, size.count)
+        vectors = spectral.vectors_of(settings.k, settings.spectral.extra_vectors, size.count)
         among = settings.restarts * (iterations + 1) * settings.k * vectors / columns
         work = size.count * (rates.pair * size.count + LANCZOS * vectors**2 + rates.cluster * among)
         memory = spectral.memory_needed(size.count, columns, settings.spectral.neighbours, vectors)

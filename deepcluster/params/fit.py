@@ -20,6 +20,6 @@ def misfits(params: Params, *, images: int, features: int) -> Iterator[str]:
     if cluster.method == "pic" and cluster.pic.neighbours >= images:
         yield f"cluster.pic.neighbours: must be < N = {images} images; got {cluster.pic.neighbours}"
     if "spectral" in clustering_methods(params).values():
-        for key, value in (("neighbours", cluster.spectral.neighbours), ("vectors", cluster.spectral.vectors)):
-            if value is not None and value >= images:
-                yield f"cluster.spectral.{key}: must be < N = {images} images; got {value}"
+        neighbours = cluster.spectral.neighbours
+        if neighbours >= images:
+            yield f"cluster.spectral.neighbours: must be < N = {images} images; got {neighbours}"

@@ -137,7 +137,7 @@ class Spectral(Section):
     """Spectral clustering, `cluster.method` or `refine.method: spectral`: see `deepcluster.clustering.spectral`."""
 
     neighbours: Count = 10
-    vectors: Annotated[int, Field(ge=2)] | None = None
+    extra_vectors: Annotated[int, Field(ge=0)] = 3
 
 
 class Cluster(Section):
