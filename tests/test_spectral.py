@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import scipy
 from conftest import EPOCH_STAGES, IMAGES, edit_params
 from sklearn.cluster import SpectralClustering
 from threadpoolctl import threadpool_limits
@@ -286,6 +287,7 @@ class TestStages:
         "cluster.k": 5,
         "cluster.restarts": 3,
         "cluster.spectral.neighbours": 8,
+        "cluster.spectral.extra_vectors": 2,
         "refine.after": 1,
         "refine.k": 4,
         "refine.method": "spectral",
@@ -303,13 +305,13 @@ class TestStages:
                     assert f" of {how['k']}, feature" in out
             rows_Nd = artifacts.open_store(layout.pca(epoch), "pca", made_by="").read("reduced")
             own_seed = derive_seed(seed, "kmeans", epoch)
-            expected = spectral(
-                rows_Nd, neighbours=8, seed=own_seed, iterations=load_params().cluster.iterations, **how
-            )
+            how |= {"neighbours": 8, "extra_vectors": 2, "iterations": load_params().cluster.iterations}
+            expected = spectral(rows_Nd, seed=own_seed, **how)
             found = artifacts.open_store(layout.clusters(epoch), "clusters", made_by="")
             np.testing.assert_array_equal(found.read("labels"), expected.labels_N)
             np.testing.assert_array_equal(found.read("distances"), expected.distances_N)
             np.testing.assert_array_equal(found.read("centroids"), expected.centroids_Kd)
+            assert found.attributes["packages"]["scipy"] == scipy.__version__  # whose eigenvectors they are
         for command in ("evaluate", "report", "summary"):
             status, _, err = outcome(command)
             assert status == 0, err
