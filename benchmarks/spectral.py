@@ -1,4 +1,4 @@
-"""Spectral clustering: time against scikit-learn's of the same graph, growth with the rows, and clusters on MNIST."""
+"""Spectral clustering: time against scikit-learn's of a like graph, growth with the rows, and clusters on MNIST."""
 
 from pathlib import Path
 from typing import Any

@@ -41,7 +41,7 @@ from stages.common import device as default_device
 from stages.common import faiss_gpu
 
 AMONG_EIGENVECTORS: dict[str, Any] = {"method": "spectral", "iterations": 50, "init": "k-means++", "restarts": 10}
-REFINED: dict[str, Any] = {"whiten": False, "init": "k-means++", "restarts": 10}
+REFINED: dict[str, Any] = {"refined": True, "whiten": False, "init": "k-means++", "restarts": 10}
 AUGMENTATION = Augmentation(rotation=12.0, translate=0.1, zoom=(0.85, 1.15), shear=8.0, padding="reflection")
 
 
@@ -125,7 +125,8 @@ class DeepCluster(ClusterMixin, TransformerMixin, ClassNamePrefixFeaturesOutMixi
     def fit(self, images: Any, y: object = None) -> Self:
         """Train on the images and cluster them; `y` is not looked at.
 
-        ValueError or TypeError for parameters and images that cannot be, CollapseError where clusters collapse.
+        ValueError or TypeError for parameters and images that cannot be, CollapseError where clusters collapse,
+        NumericsError where spectral clusters cannot be told apart; these two name settings as params.yaml does.
         """
         self._check()
         images_NCHW = as_images(images, image_size=self.image_size, grayscale=self.grayscale)

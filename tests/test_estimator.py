@@ -18,7 +18,8 @@ from sklearn.utils.validation import check_is_fitted
 from deepcluster import DeepCluster
 from deepcluster.augment import Augmentation
 from deepcluster.datasets.decoding import decode
-from deepcluster.errors import CollapseError, UserError
+from deepcluster.errors import CollapseError, NumericsError, UserError
+from deepcluster.using import inmemory
 from deepcluster.using.arrays import as_images
 from deepcluster.using.bundle import read_bundle
 
@@ -192,6 +193,17 @@ class TestRefused:
     def test_spectral_clusters_of_fewer_images_than_it_takes_neighbours(self):
         model = DeepCluster(**QUICK | {"method": "spectral", "clusters": None, "refine": None})
         assert len(set(model.fit(kinds(10)[0]).pseudo_labels_.tolist())) == 9
+
+    def test_copies_that_spectral_clustering_cannot_tell_apart(self):
+        copies = np.repeat(np.random.default_rng(0).integers(0, 256, (20, 8, 8), np.uint8), 12, axis=0)
+        with pytest.raises(NumericsError, match="the graph of neighbours falls into 20 parts, more than its 8 vectors"):
+            DeepCluster(**QUICK | {"method": "spectral"}).fit(copies)
+
+    @pytest.mark.parametrize(("refined", "key"), [(False, "pca.whiten"), (True, "refine.whiten")])
+    def test_a_collapse_names_the_settings_of_its_epoch(self, refined, key):
+        alike = np.ones((20, 8), np.float32)
+        with pytest.raises(CollapseError, match=f"with {key}$"):
+            inmemory.pseudo_labels(alike, epoch=1, seed=1, k=3, components=4, refined=refined)
 
     def test_images_that_are_all_alike(self):
         with pytest.raises(CollapseError, match=r"^epoch 1: collapse: the features vary along 0\.00 directions"):

@@ -228,7 +228,7 @@ class TestWarnings:
         limits, rows = replace(LIMITS, max_drift=0.5), self.epochs(nmi_previous=0.25)
         assert warnings_of(**self.given(epochs=rows, limits=limits)) == [
             "Epochs 2 to 3: drift: the labels shared as little as 0.25 NMI with those of the epoch before; try "
-            "cluster.warm_start, a smaller cluster.k or a lower train.optimizer.lr."
+            "a smaller cluster.k or a lower train.optimizer.lr."
         ]
         assert warnings_of(**self.given(epochs=self.epochs(nmi_previous=0.5), limits=limits)) == []
 
@@ -260,8 +260,8 @@ class TestWarnings:
         [
             (
                 {"cluster": "spectral", "refine": "spectral"},
-                "another cluster.k, more cluster.spectral.neighbours, pca.whiten",
-                "another refine.k, more cluster.spectral.neighbours, refine.whiten",
+                "another cluster.k, more cluster.spectral.neighbours or extra_vectors, pca.whiten",
+                "another refine.k, more cluster.spectral.neighbours or extra_vectors, refine.whiten",
             ),
             (
                 {"cluster": "pic", "refine": "kmeans"},

@@ -16,7 +16,7 @@ from deepcluster.faults import of_the_machine
 # checkpoint 2: optimizer state by weights' names; Sobel's grey image is the mean of R, G and B. 3: its own digest.
 VERSIONS = {"checkpoint": 3}
 MENDED = "delete it and run `dvc checkout` or `dvc repro`; if it comes back damaged, `deepcluster check --repair` first"
-RECORDED_PACKAGES = ("numpy", "zarr", "torch", "faiss-gpu", "scipy", "scikit-learn")
+RECORDED_PACKAGES = ("numpy", "zarr", "torch", "faiss-gpu", "scipy", "scikit-learn", "pytorch-metric-learning")
 
 
 def ids_hash(sample_ids: Iterable[str]) -> str:

@@ -128,6 +128,6 @@ def collapsed(
         return (
             f"drift: the labels share {1 - found.drift:.2f} NMI with those of the epoch before "
             f"(drift {found.drift:.2f}, most allowed {limits.max_drift:g}); "
-            f"try {advice.steadier} or a lower train.optimizer.lr"
+            f"try {advice.fewer} or a lower train.optimizer.lr"
         )
     return None

@@ -9,26 +9,22 @@ from deepcluster.params import ClusterMethod
 class Remedies:
     """Pieces of a sentence, such as `a smaller cluster.k`.
 
-    whiten: the key. fewer: makes fewer clusters. others: make other ones, `a, b, c`. steadier: as `fewer`, and what
-    else keeps labels from one epoch to the next, if anything does.
+    whiten: the key. fewer: makes fewer clusters, which are steadier too. others: make other ones, `a, b, c`.
     """
 
     whiten: str
     fewer: str
     others: str
-    steadier: str
 
 
 def remedies(method: ClusterMethod, *, refined: bool = False) -> Remedies:
     """Of an epoch clustered by `method`; `refined`: beyond refine.after, where section `refine` decides."""
     section, whiten = ("refine", "refine.whiten") if refined else ("cluster", "pca.whiten")
-    fewer = steadier = f"a smaller {section}.k"
+    fewer = f"a smaller {section}.k"
     others = f"another {section}.k, {whiten}, {section}.restarts"
-    if method == "kmeans":
-        steadier = f"cluster.warm_start, {fewer}"
-    elif method == "spectral":
-        others = f"another {section}.k, more cluster.spectral.neighbours, {whiten}"
+    if method == "spectral":
+        others = f"another {section}.k, more cluster.spectral.neighbours or extra_vectors, {whiten}"
     elif method == "pic":
-        fewer = steadier = "more cluster.pic.neighbours"
+        fewer = "more cluster.pic.neighbours"
         others = f"another cluster.pic.sigma, {whiten}"
-    return Remedies(whiten, fewer, others, steadier)
+    return Remedies(whiten, fewer, others)

@@ -115,7 +115,7 @@ def embedding(graph: Any, vectors: int) -> NDArray[np.float32]:
     if parts > vectors:
         raise NumericsError(
             f"cluster.spectral: the graph of neighbours falls into {parts:,} parts, more than its {vectors} vectors, "
-            "as many images have copies or are alike; try more cluster.spectral.neighbours, or cluster.method kmeans"
+            "as many images have copies or are alike; try more cluster.spectral.neighbours or extra_vectors, or k-means"
         )
     count, root_N = graph.shape[0], np.sqrt(np.asarray(graph.sum(axis=1)).ravel())
     normalised = sparse.diags(1 / root_N) @ graph @ sparse.diags(1 / root_N)
@@ -152,6 +152,6 @@ def _others(normalised: Any, known_NP: NDArray[np.float64], wanted: int) -> NDAr
     except ArpackNoConvergence as error:
         raise NumericsError(
             f"cluster.spectral: {wanted} eigenvectors of the graph were not found within Lanczos' iterations; "
-            "try fewer cluster.spectral.vectors, or more cluster.spectral.neighbours"
+            "try fewer cluster.spectral.extra_vectors, or more cluster.spectral.neighbours"
         ) from error
     return np.asarray(vectors_NV[:, np.argsort(-values_V, kind="stable")])

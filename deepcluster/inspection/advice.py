@@ -140,7 +140,7 @@ def _tests(images: int, components: int, limits: Limits) -> list[Test]:
             lambda row: row.get("nmi_previous"),
             lambda nmi, row: 1 - nmi > limits.max_drift,
             min,
-            "drift: the labels shared as little as {worst:.2f} NMI with those of the epoch before; try {steadier} "
+            "drift: the labels shared as little as {worst:.2f} NMI with those of the epoch before; try {fewer} "
             "or a lower train.optimizer.lr",
         ),
     ]

@@ -73,11 +73,13 @@ def pseudo_labels(
     restarts: int = 1,
     init: Init = "random",
     previous_N: NDArray[np.int32] | None = None,
+    refined: bool = False,
     gpu: bool | None = None,
 ) -> Clustering:
     """PCA (none, if `components` is None), whitening, L2, clusters. CollapseError where the pipeline would stop.
 
-    Spectral clustering has params.yaml's default neighbours, or all others where images are fewer.
+    Spectral clustering has the defaults of `params.Spectral`, or all others as neighbours where images are fewer.
+    refined: as beyond refine.after; it decides which settings an error names.
     """
     blocks, width = partial(_blocks_as_stored, features_ND), features_ND.shape[1]
     found: Components | None = None
@@ -87,7 +89,9 @@ def pseudo_labels(
     rows_Nd = np.concatenate(list(reduce(blocks, width, found, whiten=whiten, normalize=normalize)))
     run = partial(kmeans, backend="faiss")
     if method == "spectral":
-        run = partial(spectral, neighbours=min(Spectral().neighbours, len(rows_Nd) - 1))
+        settings = Spectral()
+        neighbours = min(settings.neighbours, len(rows_Nd) - 1)
+        run = partial(spectral, neighbours=neighbours, extra_vectors=settings.extra_vectors)
     clustering = run(
         rows_Nd,
         k=k,
@@ -99,7 +103,7 @@ def pseudo_labels(
     )
     variance_d = variances(rows_Nd) if found is None else found.explained_variance_d
     state = health(clustering.sizes_K, clustering.labels_N, previous_N, variance_d)
-    if problem := collapsed(state, clustering.sizes_K, rows_Nd.shape[1], LIMITS, method=method):
+    if problem := collapsed(state, clustering.sizes_K, rows_Nd.shape[1], LIMITS, method=method, refined=refined):
         raise CollapseError(f"epoch {epoch}: {problem}")
     return clustering
 
