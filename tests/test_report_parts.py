@@ -260,8 +260,8 @@ class TestWarnings:
         [
             (
                 {"cluster": "spectral", "refine": "spectral"},
-                "another cluster.k, more cluster.spectral.neighbours or extra_vectors, pca.whiten",
-                "another refine.k, more cluster.spectral.neighbours or extra_vectors, refine.whiten",
+                "another cluster.k, other cluster.spectral.neighbours or extra_vectors, pca.whiten",
+                "another refine.k, other cluster.spectral.neighbours or extra_vectors, refine.whiten",
             ),
             (
                 {"cluster": "pic", "refine": "kmeans"},

@@ -262,7 +262,7 @@ def test_collapse_says_what_to_try_for_this_method():
     message = collapsed(found, np.array([97, 2, 1]), 8, Limits(**Collapse().model_dump()), method="spectral")
     assert message is not None
     assert message.endswith(
-        "try another cluster.k, more cluster.spectral.neighbours or extra_vectors, pca.whiten, or a lower "
+        "try another cluster.k, other cluster.spectral.neighbours or extra_vectors, pca.whiten, or a lower "
         "train.optimizer.lr"
     )
 

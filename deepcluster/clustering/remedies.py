@@ -23,7 +23,7 @@ def remedies(method: ClusterMethod, *, refined: bool = False) -> Remedies:
     fewer = f"a smaller {section}.k"
     others = f"another {section}.k, {whiten}, {section}.restarts"
     if method == "spectral":
-        others = f"another {section}.k, more cluster.spectral.neighbours or extra_vectors, {whiten}"
+        others = f"another {section}.k, other cluster.spectral.neighbours or extra_vectors, {whiten}"
     elif method == "pic":
         fewer = "more cluster.pic.neighbours"
         others = f"another cluster.pic.sigma, {whiten}"
