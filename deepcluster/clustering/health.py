@@ -119,7 +119,7 @@ def collapsed(
     if found.empty > limits.max_empty * k:
         return (
             f"collapse: {found.empty} of {k} clusters are empty, since there are fewer distinct images than clusters; "
-            f"try {'refine' if refined else 'cluster'}.k: {max(2, k - found.empty)}, or look for duplicated images"
+            f"try {advice.k}: {max(2, k - found.empty)}, or look for duplicated images"
         )
     sizes = {"min_effective_share": limits.min_effective_k, "max_largest_share": limits.max_largest_share}
     if warning := collapse_warning(sizes_K, **sizes):

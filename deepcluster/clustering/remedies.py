@@ -9,9 +9,10 @@ from deepcluster.params import ClusterMethod
 class Remedies:
     """Pieces of a sentence, such as `a smaller cluster.k`.
 
-    whiten: the key. fewer: makes fewer clusters, which are steadier too. others: make other ones, `a, b, c`.
+    k, whiten: the keys. fewer: makes fewer clusters, which are steadier too. others: make other ones, `a, b, c`.
     """
 
+    k: str
     whiten: str
     fewer: str
     others: str
@@ -20,11 +21,12 @@ class Remedies:
 def remedies(method: ClusterMethod, *, refined: bool = False) -> Remedies:
     """Of an epoch clustered by `method`; `refined`: beyond refine.after, where section `refine` decides."""
     section, whiten = ("refine", "refine.whiten") if refined else ("cluster", "pca.whiten")
-    fewer = f"a smaller {section}.k"
-    others = f"another {section}.k, {whiten}, {section}.restarts"
+    k = f"{section}.k"
+    fewer = f"a smaller {k}"
+    others = f"another {k}, {whiten}, {section}.restarts"
     if method == "spectral":
-        others = f"another {section}.k, other cluster.spectral.neighbours or extra_vectors, {whiten}"
+        others = f"another {k}, other cluster.spectral.neighbours or extra_vectors, {whiten}"
     elif method == "pic":
         fewer = "more cluster.pic.neighbours"
         others = f"another cluster.pic.sigma, {whiten}"
-    return Remedies(whiten, fewer, others)
+    return Remedies(k, whiten, fewer, others)

@@ -19,7 +19,5 @@ def misfits(params: Params, *, images: int, features: int) -> Iterator[str]:
         yield f"evaluate.k: must be <= N = {images} images; got {final}"
     if cluster.method == "pic" and cluster.pic.neighbours >= images:
         yield f"cluster.pic.neighbours: must be < N = {images} images; got {cluster.pic.neighbours}"
-    if "spectral" in clustering_methods(params).values():
-        neighbours = cluster.spectral.neighbours
-        if neighbours >= images:
-            yield f"cluster.spectral.neighbours: must be < N = {images} images; got {neighbours}"
+    if "spectral" in clustering_methods(params).values() and cluster.spectral.neighbours >= images:
+        yield f"cluster.spectral.neighbours: must be < N = {images} images; got {cluster.spectral.neighbours}"
